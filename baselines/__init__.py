@@ -1,0 +1,1 @@
+"""Methods that speed up an autoregressive model without changing its output, one file each."""

@@ -1,0 +1,77 @@
+"""The key/value cache: one buffer, allocated once, in which candidates are written and the accepted ones kept.
+
+Nothing is ever concatenated. A forward pass over a candidate tree writes its rows behind the committed prefix; after
+verification the rows of the accepted path are moved into place and the rest is forgotten by not counting it. The whole
+buffer takes part in attention under a mask, so the shapes, and with them the rounding, do not depend on the method.
+
+Example::
+
+    cache = KVCache(num_layers=30, num_kv_heads=3, head_dim=64, capacity=512, dtype=torch.bfloat16, device=cpu)
+    cache.write(layer, keys, values, rows)   # rows behind the prefix
+    cache.keep([0, 2, 5])                    # tree nodes on the accepted path become part of the prefix
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of one sequence, ``[layers, 2, kv_heads, capacity, head_dim]``.
+
+    Attributes:
+        length: number of committed tokens; the rows behind them are candidates or free.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        # Zeros, not empty: a masked row still enters attention with weight 0, and 0 x NaN is NaN.
+        self.buffer = torch.zeros(num_layers, 2, num_kv_heads, capacity, head_dim, dtype=dtype, device=device)
+        self.layers = [(layer[0], layer[1]) for layer in self.buffer]
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        """Number of rows, committed, candidate and free."""
+        return self.buffer.shape[3]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one committed token occupies, and that each later forward pass reads."""
+        return self.buffer[:, :, :, 0].numel() * self.buffer.element_size()
+
+    def clear(self) -> None:
+        """Forget everything; the old rows are masked and later overwritten."""
+        self.length = 0
+
+    def write(self, layer: int, keys: Float[Tensor, "w kv hd"], values: Float[Tensor, "w kv hd"]) -> None:
+        """Write the rows of one forward pass behind the committed prefix.
+
+        Raises:
+            ValueError: the rows do not fit.
+        """
+        end = self.length + keys.shape[0]
+        if end > self.capacity:
+            raise ValueError(f"{end} rows do not fit a cache of capacity {self.capacity}")
+        key_rows, value_rows = self.layers[layer]
+        key_rows[:, self.length : end] = keys.transpose(0, 1)
+        value_rows[:, self.length : end] = values.transpose(0, 1)
+
+    def keep(self, path: Sequence[int]) -> None:
+        """Commit the nodes of ``path`` (indices of the last forward's rows, root first) and forget the others."""
+        if list(path) != list(range(len(path))):
+            source = torch.tensor([self.length + node for node in path], device=self.buffer.device)
+            self.buffer[:, :, :, self.length : self.length + len(path)] = self.buffer.index_select(3, source)
+        self.length += len(path)

@@ -1,0 +1,168 @@
+"""The one loop that every lossless method runs in: propose, read, verify, keep.
+
+    tree    = drafter.propose(context)          the drafter's guess, rooted at the last token
+    output  = target.read(cache, tree)          one forward pass of the target over all of it
+    verdict = verify(tree, output.logits)       the path that the target itself would have taken
+    cache.keep(verdict.path)                    the rest is forgotten
+
+A method is only a :class:`Drafter`. It may be wrong at no cost but time: what is emitted is decided here.
+
+Example::
+
+    decoder = SpeculativeDecoder(target, PromptLookupDrafter())
+    generation = decoder.generate(prompt_ids, max_new_tokens=128, stop=StopStrings(tokenizer.decode, ["\\n\\n"]))
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from decoding.cache import KVCache
+from decoding.sampling import Sampling
+from decoding.stopping import StopStrings
+from decoding.target import TargetModel
+from decoding.trace import Generation, Step
+from decoding.tree import CandidateTree
+from decoding.verify import Verdict, verify
+
+_NEVER = StopStrings(lambda ids: "", ())
+
+
+class Drafter(Protocol):
+    """Proposes continuations and may learn from what became of them.
+
+    Attributes:
+        max_width: most nodes of a tree, the root included; the cache is sized by it.
+    """
+
+    max_width: int
+
+    def begin(self, prompt_ids: Sequence[int]) -> None:
+        """Start a new text: forget what belongs to the last one."""
+
+    def propose(self, context: Sequence[int]) -> CandidateTree:
+        """Return a tree rooted at the last token of ``context`` (prompt and everything emitted so far)."""
+
+    def observe(self, verdict: Verdict) -> int:
+        """Learn from a verification; return the forward passes of a draft model since the last call."""
+
+
+class SpeculativeDecoder:
+    """Generates text with a target model and a drafter; what it emits is the target's own.
+
+    Args:
+        target: the model whose text is generated.
+        drafter: the method.
+        sampling: greedy by default.
+    """
+
+    def __init__(self, target: TargetModel, drafter: Drafter, sampling: Sampling = Sampling()) -> None:
+        self.target, self.drafter, self.sampling = target, drafter, sampling
+        self._cache: KVCache | None = None
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop: StopStrings = _NEVER,
+        generator: torch.Generator | None = None,
+    ) -> Generation:
+        """Generate until an end token, a stop string or the limit.
+
+        Raises:
+            ValueError: the prompt is empty, or it and the limit do not fit the target's context.
+        """
+        self._check(prompt_ids, max_new_tokens)
+        started = time.perf_counter()
+        cache = self._empty_cache(len(prompt_ids) + max_new_tokens)
+        self.drafter.begin(prompt_ids)
+        root = CandidateTree((prompt_ids[-1],), (-1,))
+        first = self.target.prefill(cache, prompt_ids)
+        verdict = verify(root, first.logits, self.sampling, generator, first.hidden)
+        context, steps = [*prompt_ids, verdict.bonus], []
+        kept, ended = self._end(context, len(prompt_ids), len(prompt_ids), max_new_tokens, stop)
+        ttft_s = time.perf_counter() - started
+        while not ended and kept < max_new_tokens:
+            step, kept, ended = self._step(cache, context, len(prompt_ids), max_new_tokens, stop, generator)
+            steps.append(step)
+        output = tuple(context[len(prompt_ids) : len(prompt_ids) + kept])
+        return Generation(output, len(prompt_ids), not ended, ttft_s, tuple(steps))
+
+    def _step(
+        self,
+        cache: KVCache,
+        context: list[int],
+        prompt_length: int,
+        limit: int,
+        stop: StopStrings,
+        generator: torch.Generator | None,
+    ) -> tuple[Step, int, bool]:
+        """Run one round; extend ``context`` by what it emits and return the step, the tokens kept and whether it ended."""
+        started = time.perf_counter()
+        tree = self.drafter.propose(context)
+        proposed = time.perf_counter()
+        output = self.target.read(cache, tree)
+        verdict = verify(tree, output.logits, self.sampling, generator, output.hidden)
+        cache.keep(verdict.path)
+        before = len(context)
+        context.extend(verdict.emitted)
+        verified = time.perf_counter()
+        draft_forwards = self.drafter.observe(verdict)
+        observed = time.perf_counter()
+        kept, ended = self._end(context, before, prompt_length, limit, stop)
+        emitted = kept - (before - prompt_length)
+        step = Step(
+            emitted=emitted,
+            accepted=min(len(verdict.accepted), emitted),
+            candidates=tree.width - 1,
+            draft_forwards=draft_forwards,
+            draft_s=(proposed - started) + (observed - verified),
+            total_s=time.perf_counter() - started,
+        )
+        return step, kept, ended
+
+    def _end(
+        self, context: Sequence[int], new_from: int, prompt_length: int, limit: int, stop: StopStrings
+    ) -> tuple[int, bool]:
+        """Return how many generated tokens to keep, and whether the text ended by itself.
+
+        What ends the text first counts; a stop that lies behind the limit does not.
+        """
+        kept, ended = len(context) - prompt_length, False
+        end_token = next((i for i in range(new_from, len(context)) if context[i] in self.target.end_token_ids), None)
+        if end_token is not None:
+            kept, ended = end_token + 1 - prompt_length, True
+        generated = context[prompt_length : prompt_length + min(kept, limit)]
+        string_end = stop.first_end(generated, start=new_from - prompt_length)
+        if string_end is not None:
+            return string_end, True
+        return (kept, ended) if kept <= limit else (limit, False)
+
+    def _empty_cache(self, num_tokens: int) -> KVCache:
+        """Return a cache for a sequence of ``num_tokens``, the last prompt's where it has the right capacity."""
+        capacity = self.target.capacity_for(num_tokens, self.drafter.max_width)
+        if self._cache is None or self._cache.capacity != capacity:
+            self._cache = self.target.new_cache(capacity)
+        self._cache.clear()
+        return self._cache
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the key/value cache as last allocated."""
+        return 0 if self._cache is None else self._cache.buffer.nbytes
+
+    def _check(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
+        if not prompt_ids:
+            raise ValueError("the prompt is empty")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+        if len(prompt_ids) + max_new_tokens > self.target.max_context:
+            raise ValueError(
+                f"a prompt of {len(prompt_ids)} tokens and max_new_tokens={max_new_tokens} exceed the context of "
+                f"{self.target.max_context} tokens"
+            )

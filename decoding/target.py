@@ -1,0 +1,179 @@
+"""The target model: prefill a prompt, then read candidate trees against the cache.
+
+In reduced precision the logits of a row depend a little on how many rows are computed with it and on how long the
+attended buffer is, so that a method verifying 8 tokens at once could differ from one token at a time at a near-tie.
+``decode_width`` removes the cause: every decode forward, the autoregressive one too, is padded to the same number of
+rows and attends over the whole preallocated buffer under a mask. Where reading the weights dominates (a CPU with matrix
+units, any GPU) the padding is free; see :func:`default_decode_width`.
+
+Example::
+
+    target = TargetModel.from_pretrained("results/models/smollm2-135m", dtype=torch.bfloat16)
+    cache = target.new_cache(capacity=512)
+    logits = target.prefill(cache, prompt_ids)                        # [V]
+    output = target.read(cache, CandidateTree.chain(root, draft))     # logits [W, V], hidden [W, d]
+    cache.keep([0, 1])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
+
+from decoding.cache import KVCache
+from decoding.llama import LlamaWeights, ReadTensor, forward
+from decoding.tree import CandidateTree
+
+
+class TreeOutput(NamedTuple):
+    """What the target says at each node of a tree."""
+
+    logits: Float[Tensor, "w v"]
+    hidden: Float[Tensor, "w d"]
+
+
+def default_decode_width(dtype: torch.dtype, device: torch.device) -> int | None:
+    """Return the rows that a decode forward is padded to, or None for as many as the tree has.
+
+    Float32 needs no padding: its rounding leaves greedy ids alone. Reduced precision is padded where 16 rows cost what
+    one costs, which is on GPUs and on CPUs with AMX; elsewhere padding would slow the autoregressive baseline down.
+    """
+    if dtype == torch.float32:
+        return None
+    matrix_units = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+    return 16 if matrix_units else None
+
+
+class TargetModel:
+    """A Llama-family causal language model with its forward pass laid out for decoding.
+
+    Args:
+        weights: see :class:`LlamaWeights`.
+        decode_width: rows of every decode forward; wider trees are read unpadded. None: no padding.
+        end_token_ids: tokens that end a text.
+    """
+
+    def __init__(self, weights: LlamaWeights, *, decode_width: int | None, end_token_ids: Sequence[int] = ()) -> None:
+        self.weights = weights
+        self.decode_width = decode_width
+        self.end_token_ids = frozenset(end_token_ids)
+        self.device = weights.embedding.device
+        self.dtype = weights.embedding.dtype
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        decode_width: int | None | str = "default",
+    ) -> TargetModel:
+        """Load a local folder in the Hugging Face layout with safetensors weights.
+
+        Raises:
+            FileNotFoundError: there are no safetensors in the folder.
+            ValueError: the model is not of the Llama family.
+        """
+        folder, device = Path(folder), torch.device(device)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with ExitStack() as stack:
+            weights = LlamaWeights.load(config, _open_tensors(folder, stack), dtype, device)
+        width = default_decode_width(dtype, device) if decode_width == "default" else decode_width
+        return cls(weights, decode_width=width, end_token_ids=end_tokens(folder, config))  # type: ignore[arg-type]
+
+    @property
+    def max_context(self) -> int:
+        """Longest sequence, prompt and output together, in tokens."""
+        return int(self.weights.config.max_position_embeddings)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self.weights.embedding.shape[0])
+
+    def capacity_for(self, num_tokens: int, tree_width: int) -> int:
+        """Return the cache capacity for a sequence of ``num_tokens`` whose last step may add a tree behind it.
+
+        Rounded up to 256 rows: the same for every method on the same prompt, since the length of the buffer is part of
+        how attention rounds.
+        """
+        rows = num_tokens + max(tree_width, self.decode_width or 0, 64)
+        return -(-rows // 256) * 256
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """Allocate a cache of ``capacity`` rows."""
+        weights = self.weights
+        return KVCache(
+            num_layers=len(weights.layers),
+            num_kv_heads=weights.num_kv_heads,
+            head_dim=weights.head_dim,
+            capacity=capacity,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @torch.inference_mode()
+    def prefill(self, cache: KVCache, prompt_ids: Sequence[int]) -> TreeOutput:
+        """Read the prompt into an empty cache and commit it; return the output of its last token, ``[1, ...]``.
+
+        Raises:
+            ValueError: the prompt is empty, or the cache is not.
+        """
+        if not prompt_ids or cache.length:
+            raise ValueError(f"prefill of {len(prompt_ids)} tokens into a cache of length {cache.length}")
+        tokens = torch.tensor(prompt_ids, device=self.device)
+        positions = torch.arange(len(prompt_ids), device=self.device)
+        hidden = forward(self.weights, tokens, positions, cache, mask=None)[-1:]
+        cache.keep(range(len(prompt_ids)))
+        return TreeOutput(self.weights.head(hidden), hidden)
+
+    @torch.inference_mode()
+    def read(self, cache: KVCache, tree: CandidateTree) -> TreeOutput:
+        """Run one forward pass over a candidate tree; its rows stay uncommitted until ``cache.keep``."""
+        padding = max(0, (self.decode_width or 0) - tree.width)
+        # Padding rows repeat the root, so that they see something: a fully masked row would be NaN.
+        tokens = torch.tensor(tree.tokens + tree.tokens[:1] * padding, device=self.device)
+        positions = torch.tensor(tree.depths + (0,) * padding, device=self.device) + cache.length
+        mask = self._mask(cache, tree, padding)
+        hidden = forward(self.weights, tokens, positions, cache, mask)
+        logits = self.weights.head(hidden)
+        return TreeOutput(logits[: tree.width], hidden[: tree.width])
+
+    def _mask(self, cache: KVCache, tree: CandidateTree, padding: int) -> Float[Tensor, "gw capacity"]:
+        width = tree.width + padding
+        visible = torch.zeros(width, cache.capacity, dtype=torch.bool)
+        visible[:, : cache.length] = True
+        visible[: tree.width, cache.length : cache.length + tree.width] = tree.attention_mask()
+        visible[tree.width :, cache.length] = True
+        mask = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(~visible, -torch.inf)
+        return mask.repeat(self.weights.num_heads // self.weights.num_kv_heads, 1).to(self.device)
+
+
+def end_tokens(folder: Path, config: PretrainedConfig) -> tuple[int, ...]:
+    """Return the ids that end a text, from the generation config where there is one."""
+    source = config
+    if (folder / "generation_config.json").exists():
+        source = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    ids = source.eos_token_id
+    return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
+
+
+def _open_tensors(folder: Path, stack: ExitStack) -> ReadTensor:
+    """Return a function that reads one tensor by name from the folder's safetensors files."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no safetensors weights in {folder}")
+    handles = {}
+    for file in files:
+        handle = stack.enter_context(safe_open(file, framework="pt"))
+        handles.update(dict.fromkeys(handle.keys(), handle))
+    return lambda name: handles[name].get_tensor(name) if name in handles else None
