@@ -1,0 +1,42 @@
+# Everything from a bare python3 (3.11 or newer): `make benchmark` and `make test` set up .venv first if they must.
+#
+#   make benchmark                    the default profile, config/laptop.yaml
+#   make benchmark PROFILE=smoke      another file in config/
+#   make benchmark ARGS="--dry-run"   further arguments for Snakemake
+#   make test                         all tests; ARGS="-k config" for some
+#   make lint                         ruff and mypy
+#   make clean                        remove .venv (results are left alone)
+
+PYTHON ?= python3
+VENV := .venv
+# The programs in .venv/bin name the folder that they were made in; `python -m` works after a move too.
+RUN := $(VENV)/bin/python -m
+
+.PHONY: benchmark test lint clean
+.DELETE_ON_ERROR:
+
+benchmark: $(VENV)/complete
+	$(RUN) snakemake --cores all $(if $(PROFILE),--configfile config/$(PROFILE).yaml) $(ARGS)
+
+# One core a process: the tests run beside each other, and torch would otherwise start as many threads in each.
+test: $(VENV)/complete
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile $(ARGS)
+
+lint: $(VENV)/complete
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+clean:
+	rm -rf $(VENV)
+
+# Written last, so that a half-made environment is made again, and when the packages it should hold have changed.
+$(VENV)/complete: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@echo "setting up $(VENV) from requirements.lock: this takes some minutes"
+	@rm -f $@
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	touch $@
