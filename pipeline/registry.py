@@ -1,0 +1,103 @@
+"""What exists: the methods and the tasks, by name, as strings that are resolved only when used.
+
+Nothing here imports a method, so that reading a configuration or drawing a table never loads torch. To add a method,
+write its file and add its line; a test compares ``options`` with what the method really takes. Example::
+
+    Drafter = import_target(find("prompt_lookup", METHODS, "method").target)
+    drafter = Drafter(num_draft_tokens=8)
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pydantic import PositiveInt
+
+from pipeline.errors import UserError, nearest
+
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to generate.
+
+    ``target`` is ``module:name`` of a drafter class or, for a peer, of a function. ``lossless`` is what the method
+    claims. ``kind`` is ``drafter`` (runs in our engine) or ``peer`` (another library's own loop). ``options`` gives the
+    type of each option that a configuration may set; the default values are the target's own.
+    """
+
+    target: str
+    lossless: bool
+    kind: Literal["drafter", "peer"]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        """The module that defines the method."""
+        return self.target.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to ask for.
+
+    ``source`` is the module that reads the data, ``yaml`` the lm-eval task that turns a document into a prompt,
+    ``metric`` the one repeated in ``quality``, ``group`` the kind of work. An ``embedded`` task carries its data in a
+    package; any other needs a ``path`` or a ``hub`` in the configuration.
+    """
+
+    source: str
+    yaml: str
+    metric: str
+    group: str
+    embedded: bool
+
+
+def _task(name: str, metric: str, group: str, embedded: bool) -> Task:
+    """Return a task whose module and YAML are named after it."""
+    return Task(f"pipeline.tasks.{name}", f"pipeline/tasks/{name}.yaml", metric, group, embedded)
+
+
+METHODS: Mapping[str, Method] = {
+    "autoregressive": Method("baselines.autoregressive:AutoregressiveDrafter", lossless=True, kind="drafter"),
+    "prompt_lookup": Method(
+        "baselines.prompt_lookup:PromptLookupDrafter",
+        lossless=True,
+        kind="drafter",
+        options={"max_ngram": PositiveInt, "min_ngram": PositiveInt, "num_draft_tokens": PositiveInt},
+    ),
+    "hf_greedy": Method("baselines.transformers_generate:hf_greedy", lossless=True, kind="peer"),
+    "hf_prompt_lookup": Method("baselines.transformers_generate:hf_prompt_lookup", lossless=True, kind="peer"),
+}
+
+TASKS: Mapping[str, Task] = {
+    "humaneval": _task("humaneval", "pass_at_1", "code", embedded=True),
+    "gsm_symbolic": _task("gsm_symbolic", "exact_match", "math", embedded=True),
+    "gsm8k": _task("gsm8k", "exact_match", "math", embedded=False),
+    "docstrings": _task("docstrings", "rouge1", "summarization", embedded=True),
+    "cnn_dailymail": _task("cnn_dailymail", "rouge1", "summarization", embedded=False),
+    "verbalized": _task("verbalized", "bleu", "translation", embedded=True),
+    "multi30k": _task("multi30k", "bleu", "translation", embedded=False),
+    "wmt14": _task("wmt14", "bleu", "translation", embedded=False),
+}
+
+
+def find(name: str, known: Mapping[str, Entry], what: str) -> Entry:
+    """Return ``known[name]``.
+
+    Raises:
+        UserError: there is no such ``what``; names the nearest one.
+    """
+    if name not in known:
+        raise UserError(f"unknown {what} {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def import_target(target: str) -> Any:
+    """Import ``module`` and return ``name`` of a ``module:name`` string."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
