@@ -1,0 +1,130 @@
+"""Rule: write a task's documents to ``data.jsonl`` and say in ``source.json`` where they came from.
+
+Nothing falls back: without ``--path`` or ``--hub`` the documents are the embedded ones, and a task that has none says so. Nothing is
+downloaded unless ``--hub`` asks for it. By hand::
+
+    python -m pipeline.dataset --task humaneval --output results/tasks/humaneval
+    python -m pipeline.dataset --task gsm8k --path ../shared/data/gsm8k/test.jsonl --output results/tasks/gsm8k
+    python -m pipeline.dataset --task gsm8k --hub openai/gsm8k --revision main --output results/tasks/gsm8k
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import json
+from pathlib import Path
+
+from pipeline.errors import UserError, command
+from pipeline.files import atomic_write
+from pipeline.registry import TASKS, find
+from pipeline.tasks.source import Document, Source, to_jsonl
+
+
+def source_of(task: str) -> Source:
+    """Return the sources that a registered task knows."""
+    source: Source = importlib.import_module(find(task, TASKS, "task").source).SOURCE
+    return source
+
+
+def from_embedded(task: str) -> tuple[list[Document], str, str]:
+    """Return the embedded documents of ``task``, what they come from, and what pins them (a version, a seed)."""
+    embedded = source_of(task).embedded
+    if embedded is None:
+        raise UserError(f"task {task!r} has no embedded documents: give it a path: or a hub:")
+    return list(embedded.documents()), *embedded.about()
+
+
+def _sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the bytes of all files of a folder in the order of their names."""
+    files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def from_path(task: str, path: Path) -> tuple[list[Document], str, str]:
+    """Return the documents of ``task`` in a local file or folder, its name, and as revision the SHA-256 of what was read."""
+    read = source_of(task).from_path
+    if read is None:
+        raise UserError(f"task {task!r} cannot be read from a path")
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    return read(path), f"path:{path}", f"sha256:{_sha256_of(path)}"
+
+
+def from_hub(task: str, name: str, revision: str | None) -> tuple[list[Document], str, str]:
+    """Return the documents of ``task`` in a hub data set, its name, and the commit that was read.
+
+    Raises:
+        UserError: the hub cannot be reached, or has no such data set, revision, configuration or split.
+    """
+    hub = source_of(task).hub
+    if hub is None:
+        raise UserError(f"task {task!r} is in no hub: leave hub: out to use its embedded documents")
+    import datasets
+    from huggingface_hub import HfApi
+
+    try:
+        # The name of a branch moves; the commit that it stands for now is what is read and recorded.
+        commit = HfApi().dataset_info(name, revision=revision).sha
+        rows = datasets.load_dataset(name, hub.config, split=hub.split, revision=commit)
+    except Exception as error:  # the hub's client raises its own, requests', httpx's and the system's errors alike
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"cannot read data set {name!r} (revision {revision or 'main'}) from the hub: {reason}") from error
+    documents = []
+    for number, row in enumerate(rows):
+        try:
+            documents.append(hub.to_document(row))
+        except UserError as error:
+            raise UserError(f"hub:{name}, row {number}: {error}") from None
+    return documents, f"hub:{name}", str(commit)
+
+
+def write(task: str, documents: list[Document], source: str, revision: str, output: Path) -> None:
+    """Write ``source.json``, then ``data.jsonl``: where there is a ``data.jsonl``, both are whole and belong together.
+
+    Raises:
+        UserError: there are no documents.
+    """
+    if not documents:
+        raise UserError(f"task {task!r}: {source} has no documents")
+    text = to_jsonl(documents)
+    about = {
+        "task": task,
+        "source": source,
+        "revision": revision,
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "num_docs": len(documents),
+    }
+    (output / "data.jsonl").unlink(missing_ok=True)
+    atomic_write(output / "source.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(output / "data.jsonl", text)
+
+
+@command
+def main() -> None:
+    """Read the documents from the one source asked for, and write them."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.dataset", description="Write the documents of a task.")
+    parser.add_argument("--task", required=True)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--path", type=Path, help="local file or folder")
+    where.add_argument("--hub", help="data set on the Hugging Face hub: org/name")
+    parser.add_argument("--revision", help="branch, tag or commit of the hub data set")
+    parser.add_argument("--output", type=Path, required=True, help="folder for data.jsonl and source.json")
+    arguments = parser.parse_args()
+    if arguments.revision and not arguments.hub:
+        raise UserError(f"revision: {arguments.revision!r} is of no use without hub:")
+    if arguments.hub:
+        found = from_hub(arguments.task, arguments.hub, arguments.revision)
+    elif arguments.path:
+        found = from_path(arguments.task, arguments.path)
+    else:
+        found = from_embedded(arguments.task)
+    write(arguments.task, *found, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
