@@ -16,7 +16,10 @@ RUN := $(VENV)/bin/python -m
 .DELETE_ON_ERROR:
 
 benchmark: $(VENV)/complete
-	$(RUN) snakemake --cores all $(if $(PROFILE),--configfile config/$(PROFILE).yaml) $(ARGS)
+ifneq ($(and $(PROFILE),$(findstring --config,$(ARGS))),)
+	@echo "error: with --config in ARGS, name the profile there: ARGS='--config profile=$(PROFILE) ...'" >&2; exit 2
+endif
+	$(RUN) snakemake --cores all $(if $(PROFILE),--config profile=$(PROFILE)) $(ARGS)
 
 # One core a process: the tests run beside each other, and torch would otherwise start as many threads in each.
 test: $(VENV)/complete

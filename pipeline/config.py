@@ -83,8 +83,8 @@ class ModelSettings(_Section):
         if self.package and not (self.file and self.sha256):
             missing = "file" if self.file is None else "sha256"
             raise ValueError(f"package {self.package!r} needs {missing!r} beside it")
-        if self.hub and not self.revision:
-            raise ValueError(f"hub {self.hub!r} needs 'revision' beside it (a commit, so that the run can be repeated)")
+        if self.revision and not self.hub:
+            raise ValueError(f"revision {self.revision!r} is of no use without 'hub'")
         _exists(self.path)
         return self
 
@@ -102,8 +102,8 @@ class TaskSettings(_Section):
     @model_validator(mode="after")
     def _has_at_most_one_source(self) -> TaskSettings:
         _one_source({"hub": self.hub, "path": self.path}, required=False)
-        if self.hub and not self.revision:
-            raise ValueError(f"hub {self.hub!r} needs 'revision' beside it (a commit, so that the run can be repeated)")
+        if self.revision and not self.hub:
+            raise ValueError(f"revision {self.revision!r} is of no use without 'hub'")
         _exists(self.path)
         return self
 
@@ -148,11 +148,11 @@ class Settings(_Section):
     @classmethod
     def _tasks_exist(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
         for name, task in tasks.items():
-            entry = find(name, TASKS, "task")
-            if entry.embedded and (task.path or task.hub):
-                raise ValueError(f"task {name!r} carries its own data and takes no 'path' or 'hub'")
-            if not entry.embedded and not (task.path or task.hub):
-                raise ValueError(f"task {name!r} needs a 'path' or a 'hub' (with its 'revision') to read its data from")
+            origins = find(name, TASKS, "task").origins
+            chosen = "path" if task.path else "hub" if task.hub else "embedded"
+            if chosen not in origins:
+                asked = "its data from somewhere" if chosen == "embedded" else f"no {chosen!r}"
+                raise ValueError(f"task {name!r} takes {asked}; known: {', '.join(origins)}")
         return tasks
 
 

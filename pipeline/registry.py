@@ -19,6 +19,7 @@ from pydantic import PositiveInt
 from pipeline.errors import UserError, nearest
 
 Entry = TypeVar("Entry")
+Origin = Literal["embedded", "path", "hub"]
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,20 @@ class Task:
     """One thing to ask for.
 
     ``source`` is the module that reads the data, ``yaml`` the lm-eval task that turns a document into a prompt,
-    ``metric`` the one repeated in ``quality``, ``group`` the kind of work. An ``embedded`` task carries its data in a
-    package; any other needs a ``path`` or a ``hub`` in the configuration.
+    ``metric`` the one repeated in ``quality``, ``group`` the kind of work. ``origins`` are where its data can come from:
+    ``embedded`` (a package; taken if the configuration names no other), ``path``, ``hub``.
     """
 
     source: str
     yaml: str
     metric: str
     group: str
-    embedded: bool
+    origins: tuple[Origin, ...]
 
 
-def _task(name: str, metric: str, group: str, embedded: bool) -> Task:
+def _task(name: str, metric: str, group: str, *origins: Origin) -> Task:
     """Return a task whose module and YAML are named after it."""
-    return Task(f"pipeline.tasks.{name}", f"pipeline/tasks/{name}.yaml", metric, group, embedded)
+    return Task(f"pipeline.tasks.{name}", f"pipeline/tasks/{name}.yaml", metric, group, origins)
 
 
 METHODS: Mapping[str, Method] = {
@@ -75,14 +76,14 @@ METHODS: Mapping[str, Method] = {
 }
 
 TASKS: Mapping[str, Task] = {
-    "humaneval": _task("humaneval", "pass_at_1", "code", embedded=True),
-    "gsm_symbolic": _task("gsm_symbolic", "exact_match", "math", embedded=True),
-    "gsm8k": _task("gsm8k", "exact_match", "math", embedded=False),
-    "docstrings": _task("docstrings", "rouge1", "summarization", embedded=True),
-    "cnn_dailymail": _task("cnn_dailymail", "rouge1", "summarization", embedded=False),
-    "verbalized": _task("verbalized", "bleu", "translation", embedded=True),
-    "multi30k": _task("multi30k", "bleu", "translation", embedded=False),
-    "wmt14": _task("wmt14", "bleu", "translation", embedded=False),
+    "humaneval": _task("humaneval", "pass_at_1", "code", "embedded", "path", "hub"),
+    "gsm_symbolic": _task("gsm_symbolic", "exact_match", "math", "embedded", "path", "hub"),
+    "gsm8k": _task("gsm8k", "exact_match", "math", "path", "hub"),
+    "docstrings": _task("docstrings", "rouge1", "summarization", "embedded", "path"),
+    "cnn_dailymail": _task("cnn_dailymail", "rouge1", "summarization", "path", "hub"),
+    "verbalized": _task("verbalized", "bleu", "translation", "embedded", "path"),
+    "multi30k": _task("multi30k", "bleu", "translation", "path", "hub"),
+    "wmt14": _task("wmt14", "bleu", "translation", "path", "hub"),
 }
 
 

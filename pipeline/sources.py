@@ -8,31 +8,44 @@ not run every method again. Example::
 
     sources_of("pipeline.generate", "baselines.prompt_lookup")
     # ["baselines/prompt_lookup.py", "decoding/tree.py", ..., "pipeline/generate.py"]
+
+A task's YAML says both what is asked and how it is scored. A changed metric must not cost a generation, so the rule that
+writes the prompts depends on the ``prompt_digest`` of the YAML, and the rule that scores on all of it (``yaml_sources_of``).
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
+import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("decoding", "baselines", "shuffle", "pipeline")
 LOOKED_UP_BY_NAME = ("pipeline.registry",)
+# The keys of a task YAML that only scoring reads.
+SCORING_KEYS = ("filter_list", "metric_list", "process_results", "unsafe_code")
 
 
-def sources_of(*modules: str, root: Path = ROOT) -> list[str]:
+def sources_of(*modules: str, without: Iterable[str] = (), root: Path = ROOT) -> list[str]:
     """Return the files, relative to ``root`` and sorted, that ``modules`` and all they import consist of.
+
+    Imports of the modules ``without`` are not followed: for a rule that never reaches them.
 
     Raises:
         ModuleNotFoundError: one of ``modules``, or one that they import from this project, has no file.
     """
     seen: set[str] = set()
-    waiting = list(modules)
+    waiting, left_out = list(modules), {*without, *LOOKED_UP_BY_NAME}
     while waiting:
         module = waiting.pop()
-        if module not in seen and module not in LOOKED_UP_BY_NAME:
+        if module not in seen | left_out:
             seen.add(module)
             waiting += imports_of(module, root)
     return sorted({str(_file_of(module, root).relative_to(root)) for module in seen})
@@ -55,6 +68,48 @@ def imports_of(module: str, root: Path = ROOT) -> frozenset[str]:
             named |= {member for member in members if _find(member, root)}
     ours = {name for name in named if name.partition(".")[0] in PACKAGES}
     return frozenset((ours | {package for name in ours for package in _packages_of(name)}) - {module})
+
+
+def yaml_sources_of(yaml_file: str, root: Path = ROOT) -> list[str]:
+    """Return the files that a task YAML consists of: itself, those it includes, and what its ``!function``s use."""
+    folder = Path(yaml_file).parent
+    values = _read_yaml(root / yaml_file)
+    found = {yaml_file}
+    if "include" in values:
+        found |= set(yaml_sources_of(str(folder / values["include"]), root))
+    package = ".".join(folder.parts)
+    functions = [value for value in values.values() if isinstance(value, _Function)]
+    found |= set(sources_of(*(f"{package}.{function.rpartition('.')[0]}" for function in functions), root=root))
+    return sorted(found)
+
+
+def prompt_digest(yaml_file: str, root: Path = ROOT) -> str:
+    """Return a hash of all in a task YAML, and in those it includes, that decides what the prompts are."""
+    return hashlib.sha256(json.dumps(_prompt_part(root / yaml_file), sort_keys=True).encode()).hexdigest()
+
+
+def _prompt_part(yaml_file: Path) -> dict[str, Any]:
+    values = _read_yaml(yaml_file)
+    included = _prompt_part(yaml_file.parent / values.pop("include")) if "include" in values else {}
+    return included | {key: value for key, value in values.items() if key not in SCORING_KEYS}
+
+
+class _Function(str):
+    """The ``module.name`` after a ``!function``."""
+
+    __slots__ = ()
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads lm-eval's YAMLs without running the functions that they name."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: _Function(loader.construct_scalar(node)))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+    return values
 
 
 def _packages_of(module: str) -> set[str]:

@@ -1,0 +1,29 @@
+# From models and tasks to one honest table: snakemake --cores all results/benchmark.csv
+#
+# The profile is config/laptop.yaml; another: --config profile=smoke, or a file of your own: --configfile my.yaml.
+# Any single value: --config 'tasks={humaneval: {num_prompts: 2}}'
+# One cell: snakemake --cores all results/cells/smollm2-135m/bfloat16/humaneval/prompt_lookup/0/score.json
+#
+# `snakemake --lint` asks for a conda environment or a container for each rule and has no other complaint. There is one
+# environment for all rules, the locked one that Snakemake itself runs in: timings need one set of libraries.
+
+include: "pipeline/rules/common.smk"
+include: "pipeline/rules/models.smk"
+include: "pipeline/rules/tasks.smk"
+include: "pipeline/rules/cells.smk"
+include: "pipeline/rules/results.smk"
+
+
+localrules:
+    all,
+    collect,
+    tables,
+    figures,
+
+
+rule all:
+    default_target: True
+    input:
+        "results/benchmark.csv",
+        "results/tables/benchmark.md",
+        "results/figures/speed_quality.png",

@@ -1,0 +1,68 @@
+rule generate:
+    """Run one method on one task: a timed cell. It takes all cores, so nothing else runs beside it.
+
+    The journal that lets a killed cell go on at its prompt lies in the same folder and is no output: Snakemake removes
+    the outputs of a job that it runs again.
+
+    python -m pipeline.generate --model-dir results/models/smollm2-135m --dtype bfloat16 --method prompt_lookup --options '{}'
+        --task humaneval --requests results/requests/smollm2-135m/humaneval.jsonl --seed 0 --sampling '{"temperature": 0.0}'
+        --repeats 1 --warmup-prompts 1 --device auto --num-threads 0
+        --output results/cells/smollm2-135m/bfloat16/humaneval/prompt_lookup/0
+    """
+    input:
+        requests="results/requests/{model}/{task}.jsonl",
+        model="results/models/{model}/source.json",
+        sources=method_sources,
+    output:
+        records=f"{CELL}/records.jsonl",
+        cell=f"{CELL}/cell.json",
+    params:
+        target=lambda wildcards: METHODS[wildcards.method].target,
+        model=subpath(input.model, parent=True),
+        options=lambda wildcards: json.dumps(SETTINGS.methods[wildcards.method], sort_keys=True),
+        sampling=json.dumps(SETTINGS.sampling.model_dump()),
+        repeats=SETTINGS.repeats,
+        warmup_prompts=SETTINGS.warmup_prompts,
+        device=SETTINGS.device,
+        num_threads=SETTINGS.num_threads,
+        cell=subpath(output.cell, parent=True),
+    threads: workflow.cores
+    resources:
+        timed=1,
+    log:
+        "results/logs/generate/{model}/{dtype}/{task}/{method}/{seed}.log",
+    message:
+        "Timing {wildcards.method} on {wildcards.task} ({wildcards.model}, {wildcards.dtype}, seed {wildcards.seed})"
+    shell:
+        "python -m pipeline.generate --model-dir {params.model:q} --dtype {wildcards.dtype:q}"
+        " --method {wildcards.method:q} --options {params.options:q} --task {wildcards.task:q}"
+        " --requests {input.requests:q} --seed {wildcards.seed} --sampling {params.sampling:q}"
+        " --repeats {params.repeats} --warmup-prompts {params.warmup_prompts} --device {params.device:q}"
+        " --num-threads {params.num_threads} --output {params.cell:q} 2> >(tee {log:q} >&2)"
+
+
+rule score:
+    """Score the texts of one cell. No model is loaded, and a changed metric costs no generation.
+
+    python -m pipeline.score --task humaneval --data results/tasks/humaneval
+        --cell results/cells/smollm2-135m/bfloat16/humaneval/prompt_lookup/0 --allow-code-execution
+    """
+    input:
+        records=f"{CELL}/records.jsonl",
+        cell=f"{CELL}/cell.json",
+        data="results/tasks/{task}/data.jsonl",
+        sources=score_sources,
+    output:
+        score=f"{CELL}/score.json",
+        samples=f"{CELL}/samples.jsonl",
+    params:
+        data=subpath(input.data, parent=True),
+        cell=subpath(input.cell, parent=True),
+        flags=["--allow-code-execution"] * SETTINGS.allow_code_execution,
+    log:
+        "results/logs/score/{model}/{dtype}/{task}/{method}/{seed}.log",
+    message:
+        "Scoring {wildcards.method} on {wildcards.task} ({wildcards.model}, {wildcards.dtype}, seed {wildcards.seed})"
+    shell:
+        "python -m pipeline.score --task {wildcards.task:q} --data {params.data:q} --cell {params.cell:q} {params.flags}"
+        " 2> >(tee {log:q} >&2)"

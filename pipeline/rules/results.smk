@@ -1,0 +1,61 @@
+rule collect:
+    """Gather all cells in one table, a row each, and say what the run ran on.
+
+    python -m pipeline.collect --cells results/cells/smollm2-135m/bfloat16/humaneval/prompt_lookup/0 --profile laptop
+        --output results/benchmark.csv --provenance results/provenance.json
+    """
+    input:
+        cells(f"{CELL}/cell.json"),
+        cells(f"{CELL}/score.json"),
+        expand("results/tasks/{task}/source.json", task=SETTINGS.tasks),
+        expand("results/models/{model}/source.json", model=SETTINGS.models),
+        sources=sources_of("pipeline.collect"),
+    output:
+        benchmark="results/benchmark.csv",
+        provenance="results/provenance.json",
+    params:
+        cells=cells(CELL),
+        profile=SETTINGS.profile,
+    log:
+        "results/logs/collect.log",
+    message:
+        "Collecting {output.benchmark}"
+    shell:
+        "python -m pipeline.collect --cells {params.cells:q} --profile {params.profile:q} --output {output.benchmark:q}"
+        " --provenance {output.provenance:q} 2> >(tee {log:q} >&2)"
+
+
+rule tables:
+    """Draw the table for people.
+
+    python -m pipeline.tables --benchmark results/benchmark.csv --output results/tables/benchmark.md
+    """
+    input:
+        benchmark="results/benchmark.csv",
+        sources=sources_of("pipeline.tables"),
+    output:
+        "results/tables/benchmark.md",
+    log:
+        "results/logs/tables.log",
+    message:
+        "Drawing {output}"
+    shell:
+        "python -m pipeline.tables --benchmark {input.benchmark:q} --output {output:q} 2> >(tee {log:q} >&2)"
+
+
+rule figures:
+    """Draw quality against speed.
+
+    python -m pipeline.figures --benchmark results/benchmark.csv --output results/figures/speed_quality.png
+    """
+    input:
+        benchmark="results/benchmark.csv",
+        sources=sources_of("pipeline.figures"),
+    output:
+        "results/figures/speed_quality.png",
+    log:
+        "results/logs/figures.log",
+    message:
+        "Drawing {output}"
+    shell:
+        "python -m pipeline.figures --benchmark {input.benchmark:q} --output {output:q} 2> >(tee {log:q} >&2)"
