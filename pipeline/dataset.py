@@ -1,7 +1,7 @@
 """Rule: write a task's documents to ``data.jsonl`` and say in ``source.json`` where they came from.
 
-Nothing falls back: without ``--path`` or ``--hub`` the documents are the embedded ones, and a task that has none says so. Nothing is
-downloaded unless ``--hub`` asks for it. By hand::
+Nothing falls back: without ``--path`` or ``--hub`` the documents are the embedded ones, and a task that has none says
+so. Nothing is downloaded unless ``--hub`` asks for it. By hand::
 
     python -m pipeline.dataset --task humaneval --output results/tasks/humaneval
     python -m pipeline.dataset --task gsm8k --path ../shared/data/gsm8k/test.jsonl --output results/tasks/gsm8k
@@ -46,7 +46,7 @@ def _sha256_of(path: Path) -> str:
 
 
 def from_path(task: str, path: Path) -> tuple[list[Document], str, str]:
-    """Return the documents of ``task`` in a local file or folder, its name, and as revision the SHA-256 of what was read."""
+    """Return the documents of ``task`` in a file or folder, its name, and as revision the SHA-256 of what was read."""
     read = source_of(task).from_path
     if read is None:
         raise UserError(f"task {task!r} cannot be read from a path")
@@ -64,7 +64,7 @@ def from_hub(task: str, name: str, revision: str | None) -> tuple[list[Document]
     hub = source_of(task).hub
     if hub is None:
         raise UserError(f"task {task!r} is in no hub: leave hub: out to use its embedded documents")
-    import datasets
+    import datasets  # type: ignore[import-untyped]
     from huggingface_hub import HfApi
 
     try:
@@ -73,7 +73,7 @@ def from_hub(task: str, name: str, revision: str | None) -> tuple[list[Document]
         rows = datasets.load_dataset(name, hub.config, split=hub.split, revision=commit)
     except Exception as error:  # the hub's client raises its own, requests', httpx's and the system's errors alike
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"cannot read data set {name!r} (revision {revision or 'main'}) from the hub: {reason}") from error
+        raise UserError(f"cannot read hub {name!r}, revision {revision or 'main'}: {reason}") from error
     documents = []
     for number, row in enumerate(rows):
         try:

@@ -1,7 +1,7 @@
 """Rule: turn a task's documents into requests for one model: prompt ids, stop strings, length limit.
 
-Prompts come from lm-eval's Task API and are tokenised exactly as its ``hf`` model would, so that our numbers can be compared with
-everybody's. Only the tokenizer and the configuration of the model are read, never its weights. By hand::
+Prompts come from lm-eval's Task API and are tokenised exactly as its ``hf`` model would, so that our numbers can be
+compared with everybody's. Only the model's tokenizer and configuration are read, never its weights. By hand::
 
     python -m pipeline.prepare --task docstrings --data results/tasks/docstrings --model results/models/smollm2-135m \
         --num-prompts 10 --max-new-tokens 64 --chat-template --output results/requests/smollm2-135m/docstrings.jsonl
@@ -28,7 +28,7 @@ FEWSHOT_SEED = 1234
 
 
 class RequestError(UserError):
-    """This model and this task do not go together, though each is sound: only their cells fail."""
+    """A model and a task do not go together, though each is sound: their cells fail."""
 
 
 def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
@@ -44,7 +44,7 @@ def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, Pretrained
     try:
         config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError or the tokenizer library's own Exception
+    except Exception as error:  # OSError, ValueError, KeyError, or the tokenizer library's bare Exception
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{model_dir}: cannot load the tokenizer or the configuration: {reason}") from error
     return tokenizer, config
@@ -93,8 +93,8 @@ def build_requests(
     """Return the requests for the first ``num_prompts`` documents of ``task``.
 
     Returns:
-        One dict a prompt: ``prompt_id``, ``doc_id``, ``prompt``, ``prompt_ids`` (ints), ``until`` (the task's stop strings and the
-        tokenizer's end-of-sequence text, as lm-eval adds it) and ``max_new_tokens``.
+        One dict a prompt: ``prompt_id``, ``doc_id``, ``prompt``, ``prompt_ids`` (ints), ``until`` (the task's stop
+        strings and the tokenizer's end-of-sequence text, as lm-eval adds it) and ``max_new_tokens``.
 
     Raises:
         RequestError: the tokenizer has no chat template, or a prompt does not fit into the context.
@@ -122,8 +122,8 @@ def build_requests(
         prompt_ids = encode(tokenizer, prompt)
         if len(prompt_ids) + max_new_tokens > context:
             raise RequestError(
-                f"prompt {prompt_id} of task {task_name!r} has {len(prompt_ids)} tokens; with max_new_tokens: {max_new_tokens} "
-                f"that is more than the {context} that model {model!r} can read"
+                f"prompt {prompt_id} of task {task_name!r} has {len(prompt_ids)} tokens; with "
+                f"max_new_tokens: {max_new_tokens} that is more than the {context} that model {model!r} can read"
             )
         request = {"prompt_id": prompt_id, "doc_id": instance.doc_id, "prompt": prompt, "prompt_ids": prompt_ids}
         until = handle_stop_sequences(normalize_gen_kwargs(generation_kwargs).get("until"), eos=eos)
@@ -141,7 +141,7 @@ def _positive(text: str) -> int:
 @command
 def main() -> None:
     """Write the requests file, whole or not at all."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.prepare", description="Requests of one task for one model.")
+    parser = argparse.ArgumentParser(prog="python -m pipeline.prepare", description="Write a task's requests.")
     parser.add_argument("--task", required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with data.jsonl")
     parser.add_argument("--model", type=Path, required=True, help="model folder")
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument(
         "--errors-as-rows",
         action="store_true",
-        help='where model and task do not go together, write one line {"error": ...} instead, for cells that tell it as a row',
+        help='where model and task do not go together, write one line {"error": ...} for the cells to tell as a row',
     )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
-"""Rule: score one cell's texts through lm-eval's Task API: its filters, metrics, aggregation and standard errors. Loads no model.
+"""Rule: score one cell's texts through lm-eval's Task API: its filters, metrics, aggregation and standard errors.
 
-Generation and scoring are apart, so that a changed metric never costs a generation. By hand::
+Loads no model: generation and scoring are apart, so that a changed metric never costs a generation. By hand::
 
     python -m pipeline.score --task docstrings --data results/tasks/docstrings \
         --cell results/cells/smollm2-135m/bfloat16/docstrings/prompt_lookup/0
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # As many resamples as lm-eval itself takes for BLEU and chrF, seeded by it, so that the standard errors are equal too.
 BOOTSTRAP_RESAMPLES = 100
+Sample = dict[str, Any]
 CODE_IS_OFF = "code execution is off: set allow_code_execution: true"
 
 
@@ -41,16 +42,16 @@ class Scores:
     metrics: dict[str, float]
     stderrs: dict[str, float | None]
     signatures: dict[str, str]
-    samples: list[dict[str, Any]]
+    samples: list[Sample]
 
 
 def _column(metric: str, filter_name: str, filters: Sequence[str]) -> str:
-    """Name the column: the metric alone under the first filter, else with the filter's first word: ``exact_match_flexible``."""
+    """Name a column: the metric alone under the first filter, else with its first word: ``exact_match_flexible``."""
     return metric if filter_name == filters[0] else f"{metric}_{filter_name.partition('-')[0]}"
 
 
 def _standard_error(aggregate: Callable[[Sequence[Any]], float], values: Sequence[Any]) -> float | None:
-    """Return lm-eval's standard error of ``aggregate(values)``; None for a single value, or where lm-eval knows none."""
+    """Return lm-eval's standard error of ``aggregate(values)``; None for a single value or where there is none."""
     from lm_eval.api.metrics import stderr_for_metric
 
     standard_error = stderr_for_metric(aggregate, BOOTSTRAP_RESAMPLES)
@@ -63,7 +64,7 @@ def _standard_error(aggregate: Callable[[Sequence[Any]], float], values: Sequenc
 
 
 def _signature(metric: str, pairs: Sequence[tuple[str, str]]) -> str | None:
-    """Return sacrebleu's signature of the metric over (reference, text) ``pairs``; None if it is not one of sacrebleu's."""
+    """Return sacrebleu's signature of the metric over (reference, text) ``pairs``; None if not one of its own."""
     import sacrebleu
 
     if metric not in ("bleu", "chrf"):
@@ -82,7 +83,7 @@ def score_texts(task: ConfigurableTask, doc_ids: Sequence[int], texts: Sequence[
     from lm_eval.api.metrics import bypass_agg
 
     if missing := [doc_id for doc_id in doc_ids if doc_id not in range(len(task.eval_docs))]:
-        raise UserError(f"document {missing[0]} is not in the data of task {task.task_name!r}; prepare and generate again")
+        raise UserError(f"document {missing[0]} is not in the data of task {task.task_name!r}; generate again")
     instances = []
     for doc_id, text in zip(doc_ids, texts, strict=True):
         # The context plays no part in scoring.
@@ -93,7 +94,7 @@ def score_texts(task: ConfigurableTask, doc_ids: Sequence[int], texts: Sequence[
     task.apply_filters()
 
     filters = list(instances[0].filtered_resps)
-    samples: list[dict[str, Any]] = [{"doc_id": doc_id, "text": text} for doc_id, text in zip(doc_ids, texts, strict=True)]
+    samples: list[Sample] = [{"doc_id": doc_id, "text": text} for doc_id, text in zip(doc_ids, texts, strict=True)]
     values: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for name in filters:
         for instance, sample in zip(instances, samples, strict=True):
@@ -130,13 +131,15 @@ def read_cell(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; run python -m pipeline.generate first") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: cell.json or records.jsonl is damaged ({error}); delete the folder and run again") from None
+        raise UserError(f"{folder}: cell.json or records.jsonl is damaged ({error}); delete the folder") from None
     if not records:
         raise UserError(f"{folder / 'records.jsonl'}: no records")
     return cell, records
 
 
-def score_cell(task_name: str, data: Path, cell: Path, allow_code_execution: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def score_cell(
+    task_name: str, data: Path, cell: Path, allow_code_execution: bool
+) -> tuple[dict[str, Any], list[Sample]]:
     """Return what goes to ``score.json`` and, a sample a line, to ``samples.jsonl``."""
     task = load_task(task_name, data / "data.jsonl")
     summary, records = read_cell(cell)

@@ -1,4 +1,7 @@
-"""CNN/DailyMail (See et al. 2017): news articles and their highlights. From Spec-Bench's ``question.jsonl``, a JSONL or a hub."""
+"""CNN/DailyMail (See et al. 2017): news articles and their highlights.
+
+From Spec-Bench's ``question.jsonl``, a JSONL with ``article`` and ``highlights``, or a hub.
+"""
 
 from __future__ import annotations
 

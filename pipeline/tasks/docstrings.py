@@ -1,16 +1,16 @@
 """Docstrings: a function of the Python standard library in, the summary line of its docstring out.
 
-The functions are read from the interpreter that runs this, so they depend on its version: ``source.json`` names the version and
-the SHA-256 of the documents says whether two machines had the same ones.
+The functions are read from the interpreter that runs this, so they depend on its version: ``source.json`` names the
+version, and the SHA-256 of the documents says whether two machines had the same ones.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import inspect
 import platform
 import sysconfig
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +27,7 @@ def document_of(node: ast.FunctionDef, lines: list[str], module: str) -> Documen
     Args:
         node: the function.
         lines: the lines of its file, with line ends.
+        module: the name of its module.
 
     It suits if the first paragraph of its docstring is one line, and both texts have a sensible length.
     """
@@ -38,7 +39,8 @@ def document_of(node: ast.FunctionDef, lines: list[str], module: str) -> Documen
     header_end = quoted.lineno - 1
     if (rest and rest[0].strip()) or header_end < node.lineno or node.body[1].lineno <= (quoted.end_lineno or 0):
         return None
-    code = inspect.cleandoc("\n" + "".join(lines[node.lineno - 1 : header_end] + lines[quoted.end_lineno : node.end_lineno]))
+    without_docstring = lines[node.lineno - 1 : header_end] + lines[quoted.end_lineno : node.end_lineno]
+    code = textwrap.dedent("".join(without_docstring)).rstrip()
     if len(code) not in BODY_CHARS or len(summary) not in SUMMARY_CHARS or not summary.isascii():
         return None
     return {"name": f"{module}.{node.name}", "body": code, "summary": summary}

@@ -1,4 +1,4 @@
-"""GSM8K (Cobbe et al. 2021): grade-school word problems; the answer ends in ``#### <number>``. From local files or a hub only."""
+"""GSM8K (Cobbe et al. 2021): grade-school word problems; an answer ends in ``#### <number>``. From files or a hub."""
 
 from __future__ import annotations
 

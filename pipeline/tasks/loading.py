@@ -38,7 +38,8 @@ def load_task(task: str, data_file: Path, max_new_tokens: int | None = None) -> 
     """Return lm-eval's Task over the documents of ``data_file``.
 
     Args:
-        task: a name from ``pipeline.registry.TASKS``, or the path of a YAML that reads ``metadata.data_file`` or brings its own data.
+        task: a name from ``pipeline.registry.TASKS``, or the path of a YAML (one that does not read
+            ``metadata.data_file`` brings its own data).
         data_file: JSONL, one document a line, as ``pipeline.dataset`` writes it.
         max_new_tokens: replaces the YAML's ``generation_kwargs.max_gen_toks``.
 

@@ -1,4 +1,4 @@
-"""Multi30k English to German (Elliott et al. 2016): image captions, test_2016_flickr. From a folder of .gz files or a hub.
+"""Multi30k (Elliott et al. 2016): image captions, English to German, test_2016_flickr. From a folder or a hub.
 
 The folder holds ``test_2016_flickr.en.gz`` and ``test_2016_flickr.de.gz``, one sentence a line, line i of one being the
 translation of line i of the other.

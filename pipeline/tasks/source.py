@@ -20,7 +20,7 @@ Document = dict[str, str]
 
 @dataclass(frozen=True)
 class Embedded:
-    """Documents that need no network: ``about`` names the package that makes them, and the version or seed that pins them."""
+    """Documents that need no network; ``about`` names what makes them and what pins them (version, seed)."""
 
     about: Callable[[], tuple[str, str]]
     documents: Callable[[], Iterable[Document]]
@@ -113,8 +113,7 @@ def spec_bench(
 ) -> Document | None:
     """Make a document of a Spec-Bench row (its ``question.jsonl``), or None if it is of another category.
 
-    Args:
-        row: keys ``category``, ``turns`` (the first one starts with ``prefix``), ``reference`` (the first one counts).
+    The first of its ``turns`` starts with ``prefix``; the first of its ``reference`` counts.
     """
     if row["category"] != category:
         return None

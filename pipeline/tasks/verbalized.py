@@ -1,8 +1,8 @@
 """Verbalised numbers, prices and dates: English words in, German words out (num2words, Babel).
 
-German says units before tens ("einundzwanzig" for "twenty-one") and compounds what English leaves apart, so the pairs reorder as
-real translation does, while their number is unlimited and their truth is certain. A pair belongs to the split that the hash of
-its English side says, so the splits cannot overlap, whatever the seed::
+German says units before tens ("einundzwanzig" for "twenty-one") and compounds what English leaves apart, so the pairs
+reorder as real translation does, while there are a million of them and their truth is certain. A pair belongs to the
+split that the hash of its English side says, so the splits cannot overlap, whatever the seed::
 
     train = documents("train", 10_000, seed=1)
 """
@@ -65,7 +65,7 @@ _KINDS: tuple[Callable[[random.Random], Document], ...] = (_number, _price, _dat
 
 
 def documents(split: str, num_documents: int, seed: int) -> list[Document]:
-    """Return ``num_documents`` different pairs of a split (``train``, ``validation`` or ``test``), the same for the same seed.
+    """Return ``num_documents`` different pairs of a split (train, validation or test), the same for the same seed.
 
     Raises:
         ValueError: unknown split, or more pairs asked for than the split has (there are about 1.1 million in all).

@@ -1,4 +1,7 @@
-"""WMT14 German to English news translation. From Spec-Bench's ``question.jsonl``, a JSONL (``source``, ``target``) or a hub."""
+"""WMT14 (Bojar et al. 2014): German to English news translation.
+
+From Spec-Bench's ``question.jsonl``, a JSONL with ``source`` and ``target``, or a hub.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the task YAMLs call by ``!function``. Needs nothing else of this project, so that plain lm-eval can load it from the file.
+"""What the task YAMLs call by ``!function``; needs nothing else of this project, so that plain lm-eval can load it.
 
 Example (in a YAML)::
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
+import datasets  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -43,6 +43,7 @@ def rouge(document: Mapping[str, str], results: Sequence[str]) -> dict[str, floa
 
     Args:
         document: a CNN/DailyMail (``highlights``) or docstrings (``summary``) document.
+        results: the summary.
     """
     reference = document["highlights"] if "highlights" in document else document["summary"]
     scores = _scorer().score(reference, results[0])
