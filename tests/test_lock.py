@@ -1,0 +1,83 @@
+"""The lock holds every package that an installation needs, and says nothing about any machine or index."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LINES = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+LOCK = {canonicalize_name(name): pin for name, _, pin in (line.partition("==") for line in LINES)}
+
+
+def needed(requirement: Requirement, seen: set[str]) -> None:
+    """Add to ``seen`` the names of what ``requirement`` installs here, itself included."""
+    name = canonicalize_name(requirement.name)
+    if name in seen:
+        return
+    seen.add(name)
+    try:
+        further = [Requirement(line) for line in requires(name) or ()]
+    except PackageNotFoundError:
+        return
+    for extra in ("", *requirement.extras):
+        for each in further:
+            if each.marker is None or each.marker.evaluate({"extra": extra}):
+                needed(each, seen)
+
+
+def test_each_line_is_a_plain_pin() -> None:
+    for line in LINES:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line), line
+
+
+def test_names_no_index_and_no_kind_of_machine() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert not re.search(r"://|--index|--find-links|--extra|@", text)
+    assert not [name for name in LOCK if re.match(r"nvidia-|cuda-|triton$", name)]
+
+
+def test_pins_every_package_that_is_needed() -> None:
+    seen: set[str] = set()
+    for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+        needed(Requirement(line), seen)
+    brought_by_torch = {name for name in seen if re.match(r"nvidia-|cuda-|triton$", name)}
+    assert seen - brought_by_torch - LOCK.keys() == set()
+
+
+@pytest.mark.parametrize("line", PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
+def test_pins_lie_in_the_declared_ranges_and_are_installed(line: str) -> None:
+    requirement = Requirement(line)
+    pin = LOCK[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(pin)
+    assert version(requirement.name).partition("+")[0] == pin
+
+
+def test_every_dependency_is_used() -> None:
+    """Snakemake is used by the rules; the others are imported by some module of the project."""
+    modules: set[str] = set()
+    for package in ("decoding", "baselines", "shuffle", "pipeline"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    modules |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    modules.add(str(node.module).partition(".")[0])
+    of_module = packages_distributions()
+    used = {canonicalize_name(name) for module in modules for name in of_module.get(module, ())} | {"snakemake"}
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    assert declared - used == set()
+
+
+def test_conda_environment_installs_the_same() -> None:
+    text = (ROOT / "environment.yml").read_text()
+    assert "-c requirements.lock" in text
+    assert "-e .[dev]" in text
