@@ -23,14 +23,11 @@ import torch
 
 from decoding.cache import KVCache
 from decoding.sampling import Sampling
-from decoding.stopping import StopStrings
+from decoding.stopping import NO_STRINGS, Cut, Ending, StopStrings
 from decoding.target import TargetModel
 from decoding.trace import Generation, Step
 from decoding.tree import CandidateTree
 from decoding.verify import Verdict, verify
-
-_NEVER = StopStrings(lambda ids: "", ())
-
 
 class Drafter(Protocol):
     """Proposes continuations and may learn from what became of them.
@@ -69,7 +66,7 @@ class SpeculativeDecoder:
         prompt_ids: Sequence[int],
         *,
         max_new_tokens: int,
-        stop: StopStrings = _NEVER,
+        stop: StopStrings = NO_STRINGS,
         generator: torch.Generator | None = None,
     ) -> Generation:
         """Generate until an end token, a stop string or the limit.
@@ -84,38 +81,38 @@ class SpeculativeDecoder:
         root = CandidateTree((prompt_ids[-1],), (-1,))
         first = self.target.prefill(cache, prompt_ids)
         verdict = verify(root, first.logits, self.sampling, generator, first.hidden)
+        ending = Ending(max_new_tokens, self.target.end_token_ids, stop)
         context, steps = [*prompt_ids, verdict.bonus], []
-        kept, ended = self._end(context, len(prompt_ids), len(prompt_ids), max_new_tokens, stop)
+        cut = ending.check([verdict.bonus], start=0)
         ttft_s = time.perf_counter() - started
-        while not ended and kept < max_new_tokens:
-            step, kept, ended = self._step(cache, context, len(prompt_ids), max_new_tokens, stop, generator)
+        while not cut.ended and cut.kept < max_new_tokens:
+            step, cut = self._step(cache, context, len(prompt_ids), ending, generator)
             steps.append(step)
-        output = tuple(context[len(prompt_ids) : len(prompt_ids) + kept])
-        return Generation(output, len(prompt_ids), not ended, ttft_s, tuple(steps))
+        output = tuple(context[len(prompt_ids) : len(prompt_ids) + cut.kept])
+        return Generation(output, len(prompt_ids), not cut.ended, ttft_s, tuple(steps))
 
     def _step(
         self,
         cache: KVCache,
         context: list[int],
         prompt_length: int,
-        limit: int,
-        stop: StopStrings,
+        ending: Ending,
         generator: torch.Generator | None,
-    ) -> tuple[Step, int, bool]:
-        """Run one round; extend ``context`` by what it emits and return the step, the tokens kept and whether it ended."""
+    ) -> tuple[Step, Cut]:
+        """Run one round; extend ``context`` by what it emits and return the step and how much of the text stays."""
         started = time.perf_counter()
         tree = self.drafter.propose(context)
         proposed = time.perf_counter()
         output = self.target.read(cache, tree)
         verdict = verify(tree, output.logits, self.sampling, generator, output.hidden)
         cache.keep(verdict.path)
-        before = len(context)
+        before = len(context) - prompt_length
         context.extend(verdict.emitted)
         verified = time.perf_counter()
         draft_forwards = self.drafter.observe(verdict)
         observed = time.perf_counter()
-        kept, ended = self._end(context, before, prompt_length, limit, stop)
-        emitted = kept - (before - prompt_length)
+        cut = ending.check(context[prompt_length:], start=before)
+        emitted = cut.kept - before
         step = Step(
             emitted=emitted,
             accepted=min(len(verdict.accepted), emitted),
@@ -124,24 +121,7 @@ class SpeculativeDecoder:
             draft_s=(proposed - started) + (observed - verified),
             total_s=time.perf_counter() - started,
         )
-        return step, kept, ended
-
-    def _end(
-        self, context: Sequence[int], new_from: int, prompt_length: int, limit: int, stop: StopStrings
-    ) -> tuple[int, bool]:
-        """Return how many generated tokens to keep, and whether the text ended by itself.
-
-        What ends the text first counts; a stop that lies behind the limit does not.
-        """
-        kept, ended = len(context) - prompt_length, False
-        end_token = next((i for i in range(new_from, len(context)) if context[i] in self.target.end_token_ids), None)
-        if end_token is not None:
-            kept, ended = end_token + 1 - prompt_length, True
-        generated = context[prompt_length : prompt_length + min(kept, limit)]
-        string_end = stop.first_end(generated, start=new_from - prompt_length)
-        if string_end is not None:
-            return string_end, True
-        return (kept, ended) if kept <= limit else (limit, False)
+        return step, cut
 
     def _empty_cache(self, num_tokens: int) -> KVCache:
         """Return a cache for a sequence of ``num_tokens``, the last prompt's where it has the right capacity."""

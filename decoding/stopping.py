@@ -6,13 +6,15 @@ emits several tokens a step gains nothing from running past the end.
 
 Example::
 
-    stop = StopStrings(tokenizer.decode, ["\\n\\n"])
-    stop.first_end([11, 12, 13], start=0)       # index behind the token that completes a stop string, or None
+    ending = Ending(max_new_tokens=64, end_token_ids={2}, strings=StopStrings(tokenizer.decode, ["\\n\\n"]))
+    ending.check([11, 12, 2, 40], start=1)      # Cut(kept=3, ended=True): the end token is kept, what follows is not
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class StopStrings:
@@ -39,6 +41,40 @@ class StopStrings:
             if any(string in tail for string in self.strings):
                 return end
         return None
+
+
+NO_STRINGS = StopStrings(lambda ids: "", ())
+
+
+class Cut(NamedTuple):
+    """How much of a text stays: ``kept`` tokens; ``ended`` if it ended by itself, not by the limit."""
+
+    kept: int
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When a generation ends; the same for every method, so that all are cut at the same token.
+
+    Attributes:
+        max_new_tokens: the limit.
+        end_token_ids: tokens that end a text, and are kept as its last.
+        strings: stop strings; the token that completes one is kept.
+    """
+
+    max_new_tokens: int
+    end_token_ids: Collection[int] = ()
+    strings: StopStrings = NO_STRINGS
+
+    def check(self, generated: Sequence[int], start: int) -> Cut:
+        """Look at the tokens of ``generated`` from ``start`` on; what comes first, end or limit, counts."""
+        within = list(generated[: self.max_new_tokens])
+        end_token = next((i + 1 for i in range(start, len(within)) if within[i] in self.end_token_ids), None)
+        string_end = self.strings.first_end(within[:end_token], start)
+        if string_end is not None or end_token is not None:
+            return Cut(string_end or end_token or 0, ended=True)
+        return Cut(len(within), ended=False)
 
 
 def cut_at(text: str, strings: Sequence[str]) -> str:

@@ -1,0 +1,165 @@
+"""The peers: transformers' own ``generate``, called as a user would call it.
+
+They answer the question that every table of speed-ups raises: against what? ``hf_greedy`` is plain ``generate``,
+``hf_prompt_lookup`` is ``generate(prompt_lookup_num_tokens=...)``. They run their own loop and their own cache; only the
+stop strings are ours, since every method is to be cut at the same token, and the clock, which reads the time each time
+that transformers asks whether to stop: once after the first token (prefill) and once after every later step.
+
+Example::
+
+    peer = TransformersGreedy.from_pretrained(folder, dtype=torch.bfloat16, device="cpu")
+    generation = peer.generate(prompt_ids, max_new_tokens=64)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+from decoding import Generation, Sampling, Step, StopStrings
+from decoding.stopping import NO_STRINGS, Cut, Ending
+from decoding.target import end_tokens
+
+
+class _StepClock(StoppingCriteria):
+    """Asked once after every step: notes the time and the length, and stops where every other method stops too."""
+
+    def __init__(self, prompt_length: int, ending: Ending) -> None:
+        self.prompt_length, self.ending = prompt_length, ending
+        self.times: list[float] = []
+        self.kept: list[int] = [0]
+        self.cut = Cut(0, ended=False)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        generated = input_ids[0, self.prompt_length :].tolist()
+        self.cut = self.ending.check(generated, start=self.kept[-1])
+        self.kept.append(self.cut.kept)
+        self.times.append(time.perf_counter())
+        return torch.tensor([self.cut.ended], device=input_ids.device)
+
+
+class TransformersGreedy:
+    """``model.generate(...)`` on one prompt at a time, timed step by step.
+
+    Args:
+        model: any causal language model of transformers.
+        sampling: greedy by default.
+        end_token_ids: tokens that end a text.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, sampling: Sampling = Sampling(), end_token_ids: Sequence[int] = ()
+    ) -> None:
+        self.model, self.sampling, self.end_token_ids = model, sampling, frozenset(end_token_ids)
+        self._rows: list[int] = []
+        self.model.register_forward_pre_hook(self._count_rows, with_kwargs=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        sampling: Sampling = Sampling(),
+        **options: Any,
+    ) -> Self:
+        """Load a local folder with safetensors weights; ``options`` go to the constructor."""
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+        return cls(model.to(device).eval(), sampling, end_tokens(Path(folder), model.config), **options)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What ``generate`` is called with, beyond the prompt and the limits."""
+        if self.sampling.is_greedy:
+            return {"do_sample": False}
+        sampling = self.sampling
+        return {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+        }
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop: StopStrings = NO_STRINGS,
+        generator: torch.Generator | None = None,
+    ) -> Generation:
+        """Generate until an end token, a stop string or the limit, as :meth:`SpeculativeDecoder.generate` does."""
+        if generator is not None:
+            torch.manual_seed(generator.initial_seed())  # generate() draws from the global generator only
+        clock = _StepClock(len(prompt_ids), Ending(max_new_tokens, self.end_token_ids, stop))
+        self._rows = []
+        started = time.perf_counter()
+        inputs = torch.tensor([prompt_ids], device=self.model.device)
+        output = self.model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=max_new_tokens,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            **self.arguments,
+        )
+        output_ids = output[0, len(prompt_ids) :].tolist()[: clock.cut.kept]
+        ttft_s = clock.times[0] - started
+        return Generation(tuple(output_ids), len(prompt_ids), not clock.cut.ended, ttft_s, self._steps(clock))
+
+    def _count_rows(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        self._rows.append(int(kwargs["input_ids"].shape[1]))
+
+    def _steps(self, clock: _StepClock) -> tuple[Step, ...]:
+        """One step for each question after the first; the rows of its forward pass tell how much was verified."""
+        steps = []
+        for i in range(1, len(clock.times)):
+            emitted, candidates = clock.kept[i + 1] - clock.kept[i], self._rows[i] - 1
+            steps.append(
+                Step(
+                    emitted=emitted,
+                    accepted=min(max(emitted - 1, 0), candidates),
+                    candidates=candidates,
+                    draft_forwards=0,
+                    draft_s=0.0,
+                    total_s=clock.times[i] - clock.times[i - 1],
+                )
+            )
+        return tuple(steps)
+
+
+class TransformersPromptLookup(TransformersGreedy):
+    """``model.generate(prompt_lookup_num_tokens=...)``: transformers' own prompt lookup.
+
+    Args:
+        prompt_lookup_num_tokens: most draft tokens a step.
+        max_matching_ngram_size: longest n-gram that is looked up.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sampling: Sampling = Sampling(),
+        end_token_ids: Sequence[int] = (),
+        prompt_lookup_num_tokens: int = 10,
+        max_matching_ngram_size: int = 2,
+    ) -> None:
+        super().__init__(model, sampling, end_token_ids)
+        self.prompt_lookup_num_tokens = prompt_lookup_num_tokens
+        self.max_matching_ngram_size = max_matching_ngram_size
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What ``generate`` is called with, beyond the prompt and the limits."""
+        return super().arguments | {
+            "prompt_lookup_num_tokens": self.prompt_lookup_num_tokens,
+            "max_matching_ngram_size": self.max_matching_ngram_size,
+        }
