@@ -2,7 +2,7 @@
 
 Greedy, from left to right: of all places around a point, a few directions at growing distance, the name takes the first
 that covers no mark, bar, line or other name, and from which no other mark is nearer than its own. Where there is none,
-it takes the least bad. The axes' limits must be settled and the figure's layout final, since sizes of text are in pixels.
+it takes the least bad. The axes' limits must be settled and the figure's layout final, since text has a size in pixels.
 
 Example::
 
@@ -62,7 +62,7 @@ def obstacles(panel: Axes) -> list[Bbox]:
     for container in panel.containers:
         if isinstance(container, ErrorbarContainer):
             mark, _, bars = container.lines
-            x, y = panel.transData.transform(mark.get_xydata()[0])
+            x, y = panel.transData.transform(np.asarray(mark.get_xydata())[0])
             boxes.append(Bbox.from_extents(x - 8, y - 8, x + 8, y + 8))
             for bar in bars:
                 ends = panel.transData.transform(bar.get_segments()[0])

@@ -175,8 +175,15 @@ def validate(table: pd.DataFrame, name: str = "benchmark.csv") -> pd.DataFrame:
         return SCHEMA.validate(table, lazy=True)
     except SchemaErrors as error:
         wrong = error.failure_cases.iloc[0]
-        cell = ", ".join(str(table.loc[wrong["index"], part]) for part in ("model", "task", "method"))
-        raise UserError(f"{name}: row {wrong['index']} ({cell}): {_complaint(wrong)}") from error
+        raise UserError(f"{name}: {_place(table, wrong)}{_complaint(wrong)}") from error
+
+
+def _place(table: pd.DataFrame, wrong: pd.Series) -> str:
+    """Say in which row one of pandera's failure cases lies, where it knows."""
+    if pd.isna(wrong["index"]):
+        return ""
+    cell = ", ".join(str(table.loc[wrong["index"], part]) for part in ("model", "task", "method"))
+    return f"row {wrong['index']} ({cell}): "
 
 
 def _complaint(wrong: pd.Series) -> str:
