@@ -26,7 +26,7 @@ Origin = Literal["embedded", "path", "hub"]
 class Method:
     """One way to generate.
 
-    ``target`` is ``module:name`` of a drafter class or, for a peer, of a function. ``lossless`` is what the method
+    ``target`` is ``module:name`` of a class: of a drafter or, for a peer, of one with ``from_pretrained``. ``lossless`` is what the method
     claims. ``kind`` is ``drafter`` (runs in our engine) or ``peer`` (another library's own loop). ``options`` gives the
     type of each option that a configuration may set; the default values are the target's own.
     """
@@ -71,8 +71,13 @@ METHODS: Mapping[str, Method] = {
         kind="drafter",
         options={"max_ngram": PositiveInt, "min_ngram": PositiveInt, "num_draft_tokens": PositiveInt},
     ),
-    "hf_greedy": Method("baselines.transformers_generate:hf_greedy", lossless=True, kind="peer"),
-    "hf_prompt_lookup": Method("baselines.transformers_generate:hf_prompt_lookup", lossless=True, kind="peer"),
+    "hf_greedy": Method("baselines.transformers_generate:TransformersGreedy", lossless=True, kind="peer"),
+    "hf_prompt_lookup": Method(
+        "baselines.transformers_generate:TransformersPromptLookup",
+        lossless=True,
+        kind="peer",
+        options={"prompt_lookup_num_tokens": PositiveInt, "max_matching_ngram_size": PositiveInt},
+    ),
 }
 
 TASKS: Mapping[str, Task] = {
