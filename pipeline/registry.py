@@ -47,8 +47,8 @@ class Task:
     """One thing to ask for.
 
     ``source`` is the module that reads the data, ``yaml`` the lm-eval task that turns a document into a prompt,
-    ``metric`` the one repeated in ``quality``, ``group`` the kind of work. ``origins`` are where its data can come from:
-    ``embedded`` (a package; taken if the configuration names no other), ``path``, ``hub``.
+    ``metric`` the one repeated in ``quality``, ``group`` the kind of work. ``origins`` are where its data can come
+    from: ``embedded`` (a package; taken if the configuration names no other), ``path``, ``hub``.
     """
 
     source: str

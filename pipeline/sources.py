@@ -3,14 +3,15 @@
 Snakemake does not look into what a command imports. So each rule lists as inputs the files found here: those of the
 given modules and of everything that they import from this project, directly or through others. Imports are read, not
 executed. Names resolved from strings at run time (the registry) are not followed: a rule names those modules itself,
-and takes the registry's entry as a parameter, which is why the registry's own file is left out: a new line in it must
-not run every method again. Example::
+and takes the registry's entry as a parameter. The registry's own file is left out, since a new line in it must not run
+every method again, and so is this one, which changes no result. Example::
 
     sources_of("pipeline.generate", "baselines.prompt_lookup")
     # ["baselines/prompt_lookup.py", "decoding/tree.py", ..., "pipeline/generate.py"]
 
-A task's YAML says both what is asked and how it is scored. A changed metric must not cost a generation, so the rule that
-writes the prompts depends on the ``prompt_digest`` of the YAML, and the rule that scores on all of it (``yaml_sources_of``).
+A task's YAML says both what is asked and how it is scored. A changed metric must not cost a generation, so the rule
+that writes the prompts depends on the ``prompt_digest`` of the YAML, and the one that scores on all of it
+(``yaml_sources_of``).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("decoding", "baselines", "shuffle", "pipeline")
-LOOKED_UP_BY_NAME = ("pipeline.registry",)
+NEVER_FOLLOWED = ("pipeline.registry", "pipeline.sources")
 # The keys of a task YAML that only scoring reads.
 SCORING_KEYS = ("filter_list", "metric_list", "process_results", "unsafe_code")
 
@@ -42,7 +43,7 @@ def sources_of(*modules: str, without: Iterable[str] = (), root: Path = ROOT) ->
         ModuleNotFoundError: one of ``modules``, or one that they import from this project, has no file.
     """
     seen: set[str] = set()
-    waiting, left_out = list(modules), {*without, *LOOKED_UP_BY_NAME}
+    waiting, left_out = list(modules), {*without, *NEVER_FOLLOWED}
     while waiting:
         module = waiting.pop()
         if module not in seen | left_out:
