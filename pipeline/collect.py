@@ -42,6 +42,7 @@ def row_of(cell: Path, profile: str, tasks: Path, models: Path) -> dict[str, Any
     score = read_score(cell) if run["status"] == "ok" else run
     row = {name: run.get(name) for name in benchmark.COLUMNS} | {
         "profile": profile,
+        "metric": score.get("metric"),
         "status": score["status"],
         "reason": " ".join(str(score.get("reason", "")).split()),
         "options": as_text(run.get("options")),
@@ -49,7 +50,7 @@ def row_of(cell: Path, profile: str, tasks: Path, models: Path) -> dict[str, Any
         **sources(tasks / str(run["task"]), models / str(run["model"])),
     }
     if score["status"] == "ok":
-        row |= {name: score.get(name) for name in ("metric", "quality", "quality_stderr")}
+        row |= {name: score.get(name) for name in ("quality", "quality_stderr")}
         row |= {name: score["metrics"].get(name) for name in benchmark.METRICS}
         row["signature"] = "; ".join(f"{name}: {value}" for name, value in sorted(score["signatures"].items()))
     if score["status"] == "failed":

@@ -21,10 +21,10 @@ from pipeline.schemas import benchmark
 NONE = "-"
 
 NOTES = """\
-- **tokens/s**: new tokens by the time from prompt to last token, prefill included.
+- **tokens/s**: new tokens by seconds from prompt to last token, prefill included; median over prompts.
 - **speed-up**: against `autoregressive` on the same prompts, timed in turn in the same process; in brackets its
   bootstrap 95 % interval. If the interval holds 1.00, no difference was shown.
-- **tokens/step**: tokens emitted by one step (one draft-and-verify round).
+- **tokens/step**: tokens emitted by one step (one draft-and-verify round), prefill excluded.
 - **TTFT**: time to first token, median over prompts.
 - **MBU**: model bandwidth utilisation, the share of the measured memory bandwidth that reading the weights and the
   cache used.

@@ -96,29 +96,42 @@ COLUMNS: dict[str, pa.Column] = {
     "num_new_tokens": whole("tokens", "tokens generated, prompt and padding excluded", ge=0),
     "truncated": whole("prompts", "outputs cut off by the token limit", ge=0),
     # how fast
-    "tokens_per_second": real("tokens/s", "new tokens by the time from prompt to last token, prefill included", ge=0.0),
-    "decode_tokens_per_second": real("tokens/s", "new tokens after the first by the time after the first", ge=0.0),
+    "tokens_per_second": real(
+        "tokens/s", "new tokens by seconds from prompt to last token, prefill included; median over prompts", ge=0.0
+    ),
+    "decode_tokens_per_second": real(
+        "tokens/s", "new tokens after the first by the seconds after it; median over prompts", ge=0.0
+    ),
     "baseline_tokens_per_second": real(
         "tokens/s", "`tokens_per_second` of `autoregressive` on the same prompts, timed in turn with the method", ge=0.0
     ),
     "ttft_s": real("s", "time to first token, median over prompts", ge=0.0),
     "tpot_s": real("s", "time per output token after the first, median over prompts", ge=0.0),
-    "speedup": real("ratio", "time of `autoregressive` by the method's, paired prompt by prompt", gt=0.0),
-    "speedup_low": real("ratio", "lower end of the bootstrap 95 % interval of `speedup`", gt=0.0),
-    "speedup_high": real("ratio", "upper end of the bootstrap 95 % interval of `speedup`", gt=0.0),
+    "speedup": real("ratio", "`tokens_per_second` by `baseline_tokens_per_second`", gt=0.0),
+    "speedup_low": real(
+        "ratio", "lower end of the 95 % interval of `speedup` (bootstrap over pairs); empty for one prompt", gt=0.0
+    ),
+    "speedup_high": real("ratio", "upper end of that interval", gt=0.0),
     # what it took: counts, which no noise touches
-    "tokens_per_step": real("tokens", "tokens emitted by one step, the bonus token included", ge=0.0),
+    "tokens_per_step": real(
+        "tokens",
+        "tokens emitted by one decode step, the bonus token included; the prefill's token is not counted",
+        ge=0.0,
+    ),
     "accepted_draft_tokens": whole("tokens", "drafted tokens that the target model accepted", ge=0),
     "candidate_tokens": whole("tokens", "drafted tokens that the target model verified", ge=0),
     "target_forwards": whole("forwards", "forward passes of the target model", ge=0),
     "draft_forwards": whole("forwards", "forward passes of a draft model", ge=0),
+    "bytes_read": whole("bytes", "bytes that the decode steps had to read: weights, live keys and values", ge=0),
+    "flops": whole("operations", "multiplications and additions of the decode steps, attention left out", ge=0),
     # what it cost
     "peak_memory_bytes": whole("bytes", "peak memory: allocator's on CUDA, resident set above the floor on CPU", ge=0),
     "weight_bytes": whole("bytes", "weights in memory", ge=0),
     "cache_bytes": whole("bytes", "key-value cache in memory", ge=0),
     "bandwidth_bytes_per_s": real("bytes/s", "measured memory bandwidth, the limit that `mbu` refers to", gt=0.0),
-    "mbu": real("ratio", "model bandwidth utilisation: bytes that had to be read by (time x bandwidth)", ge=0.0),
-    "mfu": real("ratio", "model FLOPs utilisation: operations by (time x measured peak)", ge=0.0),
+    "flops_per_s": real("operations/s", "measured speed of matrix products, the limit that `mfu` refers to", gt=0.0),
+    "mbu": real("ratio", "model bandwidth utilisation: `bytes_read` by (decode time x bandwidth)", ge=0.0),
+    "mfu": real("ratio", "model FLOPs utilisation: `flops` by (decode time x measured speed)", ge=0.0),
     # whether it is what it claims
     "lossless_match": real("share", "prompts whose token ids equal those of `autoregressive`", **SHARE),
     "output_sha256": text("SHA-256 of all output token ids", str_matches=SHA256),
