@@ -233,8 +233,12 @@ def restrict_files(folder: str, readable: Iterable[str]) -> list[str]:
     return ["landlock"]
 
 
+def _statement(code: int, if_true: int, if_false: int, value: int) -> bytes:
+    return struct.pack("HBBI", code, if_true, if_false, value)
+
+
 def filter_system_calls() -> list[str]:
-    """Seccomp: the calls in ``_DENIED`` fail with EPERM; another architecture's calls end the process."""
+    """Seccomp: the calls in ``_DENIED`` and new user namespaces fail with EPERM."""
     machine = platform.machine()
     architectures = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
     if sys.platform != "linux" or machine not in architectures:
@@ -242,20 +246,22 @@ def filter_system_calls() -> list[str]:
     audit, column = architectures[machine]
     numbers = [number for row in _DENIED.values() if (number := row[column]) is not None]
 
-    def statement(code: int, if_true: int, if_false: int, value: int) -> bytes:
-        return struct.pack("HBBI", code, if_true, if_false, value)
-
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
-    program = [
-        statement(load, 0, 0, 4),
-        statement(equal, 1, 0, audit),
-        statement(give, 0, 0, 0x80000000),  # kill the process
-        statement(load, 0, 0, 0),
-        # x86_64 answers to a second set of numbers, all above this one.
-        statement(at_least, len(numbers) + 1, 0, 0x40000000),
-        *(statement(equal, len(numbers) - index, 0, number) for index, number in enumerate(numbers)),
-        statement(give, 0, 0, 0x7FFF0000),  # allow
-        statement(give, 0, 0, 0x00050001),  # EPERM
+    load, equal, at_least, has_bits, give = 0x20, 0x15, 0x35, 0x45, 0x06
+    clone, count = (56, 220)[column], len(numbers)
+    program = [  # a jump counts the statements that it leaps over
+        _statement(load, 0, 0, 4),
+        _statement(equal, 1, 0, audit),
+        _statement(give, 0, 0, 0x80000000),  # another architecture: kill the process
+        _statement(load, 0, 0, 0),
+        _statement(at_least, count + 5, 0, 0x40000000),  # x86_64 answers to a second set of numbers, all above this
+        _statement(equal, count + 5, 0, 435),  # clone3 hides its flags from filters; the C library then uses clone
+        *(_statement(equal, count + 3 - index, 0, number) for index, number in enumerate(numbers)),
+        _statement(equal, 0, 2, clone),
+        _statement(load, 0, 0, 16),
+        _statement(has_bits, 1, 0, _NEW_USER),
+        _statement(give, 0, 0, 0x7FFF0000),  # allow
+        _statement(give, 0, 0, 0x00050001),  # EPERM
+        _statement(give, 0, 0, 0x00050026),  # ENOSYS
     ]
     code = ctypes.create_string_buffer(b"".join(program))
     bpf = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code)))

