@@ -32,8 +32,9 @@ from pipeline.files import sha256_of
 
 # What a model needs: weights, configuration, tokenizer, chat template. No code, no pickles.
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-# Mistral's repositories hold the same weights a second time under this name.
-NOT_MODEL_FILES = ("consolidated*",)
+# Mistral's repositories hold the same weights a second time as consolidated*; source.json is ours to write, and writing
+# it through a link would change the folder that is linked to.
+NOT_MODEL_FILES = ("consolidated*", "source.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 

@@ -133,6 +133,14 @@ def test_a_folder_is_linked_not_copied_and_its_weights_are_hashed(tmp_path: Path
     assert record["source"] == f"path:{source}"
 
 
+def test_a_folder_that_was_fetched_before_can_be_a_source_and_stays_as_it_is(tmp_path: Path) -> None:
+    first, second = tmp_path / "models" / "first", tmp_path / "models" / "second"
+    fetch.fetch(arguments(first, path=make_model(tmp_path / "source"), name="first"))
+    fetch.fetch(arguments(second, path=first, name="second"))
+    assert json.loads((first / "source.json").read_text())["name"] == "first"
+    assert json.loads((second / "source.json").read_text())["name"] == "second"
+
+
 def test_fetching_again_replaces_the_folder(tmp_path: Path) -> None:
     source, output = make_model(tmp_path / "source"), tmp_path / "models" / "tiny"
     fetch.fetch(arguments(output, path=source))
