@@ -26,9 +26,9 @@ Origin = Literal["embedded", "path", "hub"]
 class Method:
     """One way to generate.
 
-    ``target`` is ``module:name`` of a class: of a drafter or, for a peer, of one with ``from_pretrained``. ``lossless`` is what the method
-    claims. ``kind`` is ``drafter`` (runs in our engine) or ``peer`` (another library's own loop). ``options`` gives the
-    type of each option that a configuration may set; the default values are the target's own.
+    ``target`` is ``module:name`` of a class: of a drafter or, for a peer, of one with ``from_pretrained``. ``lossless``
+    is what the method claims. ``kind`` is ``drafter`` (runs in our engine) or ``peer`` (another library's own loop).
+    ``options`` gives the type of each option that a configuration may set; the default values are the target's own.
     """
 
     target: str
