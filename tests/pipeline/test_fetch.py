@@ -141,6 +141,14 @@ def test_a_folder_that_was_fetched_before_can_be_a_source_and_stays_as_it_is(tmp
     assert json.loads((second / "source.json").read_text())["name"] == "second"
 
 
+def test_a_folder_is_not_replaced_by_links_to_itself(tmp_path: Path) -> None:
+    source = make_model(tmp_path / "models" / "tiny")
+    for output in (source, source.parent, tmp_path / "models" / ".." / "models" / "tiny"):
+        with pytest.raises(UserError, match="lies in the output"):
+            fetch.fetch(arguments(output, path=source))
+    assert (source / "model.safetensors").is_file()
+
+
 def test_fetching_again_replaces_the_folder(tmp_path: Path) -> None:
     source, output = make_model(tmp_path / "source"), tmp_path / "models" / "tiny"
     fetch.fetch(arguments(output, path=source))
