@@ -1,9 +1,9 @@
 """The peers: transformers' own ``generate``, called as a user would call it.
 
 They answer the question that every table of speed-ups raises: against what? ``hf_greedy`` is plain ``generate``,
-``hf_prompt_lookup`` is ``generate(prompt_lookup_num_tokens=...)``. They run their own loop and their own cache; only the
-stop strings are ours, since every method is to be cut at the same token, and the clock, which reads the time each time
-that transformers asks whether to stop: once after the first token (prefill) and once after every later step.
+``hf_prompt_lookup`` is ``generate(prompt_lookup_num_tokens=...)``. They run their own loop and their own cache; only
+the stop strings are ours, since every method is to be cut at the same token, and the clock, which reads the time each
+time that transformers asks whether to stop: once after the first token (prefill) and once after every later step.
 
 Example::
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from decoding import Generation, Sampling, Step, StopStrings
+from decoding.sampling import GREEDY
 from decoding.stopping import NO_STRINGS, Cut, Ending
 from decoding.target import end_tokens
 
@@ -53,9 +54,7 @@ class TransformersGreedy:
         end_token_ids: tokens that end a text.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, sampling: Sampling = Sampling(), end_token_ids: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, sampling: Sampling = GREEDY, end_token_ids: Sequence[int] = ()) -> None:
         self.model, self.sampling, self.end_token_ids = model, sampling, frozenset(end_token_ids)
         self._rows: list[int] = []
         self.model.register_forward_pre_hook(self._count_rows, with_kwargs=True)
@@ -67,7 +66,7 @@ class TransformersGreedy:
         *,
         dtype: torch.dtype,
         device: str | torch.device = "cpu",
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = GREEDY,
         **options: Any,
     ) -> Self:
         """Load a local folder with safetensors weights; ``options`` go to the constructor."""
@@ -147,7 +146,7 @@ class TransformersPromptLookup(TransformersGreedy):
     def __init__(
         self,
         model: PreTrainedModel,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = GREEDY,
         end_token_ids: Sequence[int] = (),
         prompt_lookup_num_tokens: int = 10,
         max_matching_ngram_size: int = 2,

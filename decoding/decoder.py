@@ -1,4 +1,4 @@
-"""The one loop that every lossless method runs in: propose, read, verify, keep.
+r"""The one loop that every lossless method runs in: propose, read, verify, keep.
 
     tree    = drafter.propose(context)          the drafter's guess, rooted at the last token
     output  = target.read(cache, tree)          one forward pass of the target over all of it
@@ -10,7 +10,7 @@ A method is only a :class:`Drafter`. It may be wrong at no cost but time: what i
 Example::
 
     decoder = SpeculativeDecoder(target, PromptLookupDrafter())
-    generation = decoder.generate(prompt_ids, max_new_tokens=128, stop=StopStrings(tokenizer.decode, ["\\n\\n"]))
+    generation = decoder.generate(prompt_ids, max_new_tokens=128, stop=StopStrings(tokenizer.decode, ["\n\n"]))
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import Protocol
 import torch
 
 from decoding.cache import KVCache
-from decoding.sampling import Sampling
+from decoding.sampling import GREEDY, Sampling
 from decoding.stopping import NO_STRINGS, Cut, Ending, StopStrings
 from decoding.target import TargetModel
 from decoding.trace import Generation, Step
 from decoding.tree import CandidateTree
 from decoding.verify import Verdict, verify
+
 
 class Drafter(Protocol):
     """Proposes continuations and may learn from what became of them.
@@ -57,7 +58,7 @@ class SpeculativeDecoder:
         sampling: greedy by default.
     """
 
-    def __init__(self, target: TargetModel, drafter: Drafter, sampling: Sampling = Sampling()) -> None:
+    def __init__(self, target: TargetModel, drafter: Drafter, sampling: Sampling = GREEDY) -> None:
         self.target, self.drafter, self.sampling = target, drafter, sampling
         self._cache: KVCache | None = None
 

@@ -53,7 +53,7 @@ class LlamaWeights:
     """All weights, laid out for decoding.
 
     Attributes:
-        weight_bytes: bytes that one forward pass reads: every layer, the last norm and the head, not the embedding table.
+        weight_bytes: bytes that one forward pass reads: every layer, the last norm and the head, not the embeddings.
         cosine, sine: ``[positions, 1, head_dim]`` of the rotary embedding; the sine carries the sign of the rotation.
     """
 
@@ -82,13 +82,11 @@ class LlamaWeights:
         return head_dim_of(self.config)
 
     @classmethod
-    def load(
-        cls, config: PretrainedConfig, read: ReadTensor, dtype: torch.dtype, device: torch.device
-    ) -> LlamaWeights:
+    def load(cls, config: PretrainedConfig, read: ReadTensor, dtype: torch.dtype, device: torch.device) -> LlamaWeights:
         """Read the checkpoint's tensors with ``read(name)``, which returns None for a tensor that it does not have.
 
         Raises:
-            ValueError: the model is not of the Llama family, uses a part that this forward pass lacks, or misses a tensor.
+            ValueError: the model is not of the Llama family, needs what this forward pass lacks, or misses a tensor.
         """
         check_supported(config)
         reader = _Reader(read, dtype, device)
@@ -188,9 +186,12 @@ def forward(
     """Run ``w`` tokens through the model, writing their keys and values behind the cached prefix.
 
     Args:
-        tokens, positions: ids and positions of the rows.
-        mask: 0 where a row may see a cache row, -inf where not, repeated for the queries that share a key head (see
-            :func:`grouped`). None for a causal pass over an empty cache (prefill).
+        weights: the model.
+        tokens: ids of the rows.
+        positions: their positions.
+        cache: receives their keys and values.
+        mask: 0 where a row may see a cache row, -inf where not, repeated for the queries that share a key head. None
+            for a causal pass over an empty cache (prefill).
 
     Returns:
         Last hidden states ``[w, d]``, normalised: the input of the head.

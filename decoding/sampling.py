@@ -1,8 +1,8 @@
 """From logits to the distribution that is decoded from, and one draw from it.
 
-``temperature`` 0 is greedy decoding: the distribution is then a point. Filters are applied in the order that is usual in
-the field: temperature, then top-k, then top-p (Holtzman et al. 2020). Probabilities are computed in float64, so that the
-rejection tests that compare them are not decided by rounding.
+``temperature`` 0 is greedy decoding: the distribution is then a point. Filters are applied in the order that is usual
+in the field: temperature, then top-k, then top-p (Holtzman et al. 2020). Probabilities are computed in float64, so that
+the rejection tests that compare them are not decided by rounding.
 
 Example::
 
@@ -67,6 +67,9 @@ class Sampling:
             probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
             probabilities = probabilities / probabilities.sum(-1, keepdim=True)
         return probabilities
+
+
+GREEDY = Sampling()
 
 
 def draw(probabilities: Float[Tensor, " v"], generator: torch.Generator | None) -> int:

@@ -1,4 +1,4 @@
-"""When a text ends: an end token, a stop string, or the limit.
+r"""When a text ends: an end token, a stop string, or the limit.
 
 A stop string may span tokens and may begin inside one, so it is looked for in the decoded tail after every token. All
 methods are cut after the token that completes it, which is where one-token-at-a-time decoding stops too: a method that
@@ -6,7 +6,7 @@ emits several tokens a step gains nothing from running past the end.
 
 Example::
 
-    ending = Ending(max_new_tokens=64, end_token_ids={2}, strings=StopStrings(tokenizer.decode, ["\\n\\n"]))
+    ending = Ending(max_new_tokens=64, end_token_ids={2}, strings=StopStrings(tokenizer.decode, ["\n\n"]))
     ending.check([11, 12, 2, 40], start=1)      # Cut(kept=3, ended=True): the end token is kept, what follows is not
 """
 

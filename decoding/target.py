@@ -75,7 +75,7 @@ class TargetModel:
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
-        decode_width: int | None | str = "default",
+        decode_width: int | str | None = "default",
     ) -> TargetModel:
         """Load a local folder in the Hugging Face layout with safetensors weights.
 

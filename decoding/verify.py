@@ -91,9 +91,7 @@ def sampled_path(
             return tuple(path), draw(target, generator)
 
 
-def residual(
-    target: Float[Tensor, " v"], proposal: Float[Tensor, " v"] | None, token: int
-) -> Float[Tensor, " v"]:
+def residual(target: Float[Tensor, " v"], proposal: Float[Tensor, " v"] | None, token: int) -> Float[Tensor, " v"]:
     """Return normalise(max(p - q, 0)), what is left of the target's distribution once ``token`` is rejected."""
     if proposal is None:
         left = target.clone()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the key, the value and, where there is one, the nearest valid value."""
+    """Bad input. The message is one line that names the key, the value and, if there is one, the nearest valid one."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -25,7 +25,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap a module's ``main``: a ``UserError`` becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    """Wrap a ``main``: a ``UserError`` becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
 
     @functools.wraps(main)
     def run() -> None:

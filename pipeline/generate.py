@@ -1,0 +1,180 @@
+r"""Rule: run one method on one task, timed: a cell. By hand::
+
+    python -m pipeline.generate --model-dir results/models/smollm2-135m --dtype bfloat16 --method prompt_lookup \
+        --options '{}' --task humaneval --requests results/requests/smollm2-135m/humaneval.jsonl --seed 0 \
+        --output results/cells/smollm2-135m/bfloat16/humaneval/prompt_lookup/0
+
+Writes ``records.jsonl`` (a prompt a line), then ``cell.json``. A cell that cannot be run is written too, with
+``status`` failed and a reason, and the exit status is 0, so that the other cells go on and the table says it.
+
+The measuring itself runs in a process of its own. If that process is killed, as the kernel does when memory is short,
+it is started again and goes on at its prompt; killed twice at the same prompt, the cell has failed and says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError, command, nearest
+from pipeline.files import atomic_write, sha256_of
+from pipeline.registry import METHODS, find
+from pipeline.sources import ROOT, sources_of
+
+if TYPE_CHECKING:
+    from pipeline.cell import CellSpec
+
+DTYPES = ("bfloat16", "float16", "float32")
+JOURNAL = "journal.jsonl"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read and check the command line.
+
+    Raises:
+        UserError: a value is not valid.
+    """
+    parser = argparse.ArgumentParser(prog="python -m pipeline.generate", description="Run one cell, timed.")
+    parser.add_argument("--model-dir", type=Path, required=True, help="model folder")
+    parser.add_argument("--dtype", required=True, help=" | ".join(DTYPES))
+    parser.add_argument("--method", required=True, help="a name of pipeline.registry.METHODS")
+    parser.add_argument("--options", type=_mapping, default={}, help="the method's options, JSON")
+    parser.add_argument("--task", required=True, help="the task's name")
+    parser.add_argument("--requests", type=Path, required=True, help="what pipeline.prepare wrote")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sampling", type=_mapping, default={"temperature": 0.0}, help="JSON")
+    parser.add_argument("--repeats", type=int, default=1, help="timed trials a prompt, an odd number")
+    parser.add_argument("--warmup-prompts", type=int, default=1)
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--output", type=Path, required=True, help="the cell's folder")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    find(arguments.method, METHODS, "method")
+    if arguments.dtype not in DTYPES:
+        raise UserError(f"dtype: unknown {arguments.dtype!r}; {nearest(arguments.dtype, DTYPES)}")
+    if arguments.repeats < 1 or arguments.repeats % 2 == 0:
+        raise UserError(f"repeats: must be an odd number of at least 1, not {arguments.repeats}")
+    if not (arguments.model_dir / "config.json").is_file():
+        raise UserError(f"model-dir: {str(arguments.model_dir)!r} is no model folder; run pipeline.fetch first")
+    return arguments
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
+def read_requests(path: Path) -> list[dict[str, Any]]:
+    """Return the requests of a task.
+
+    Raises:
+        UserError: the file is missing, damaged or empty.
+    """
+    try:
+        requests = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run python -m pipeline.prepare first") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); run python -m pipeline.prepare again") from None
+    if not requests:
+        raise UserError(f"{path}: holds no requests")
+    return requests
+
+
+def fingerprint_of(spec: CellSpec) -> str:
+    """Return a hash of everything that the cell's figures depend on: arguments, prompts, model, code."""
+    files = [spec.requests, *sorted(spec.model_dir.glob("*.json"))]
+    code = sources_of("pipeline.generate", METHODS["autoregressive"].module, METHODS[spec.method].module)
+    parts = {
+        "arguments": asdict(spec),
+        "files": {str(path): sha256_of(path) for path in files},
+        "code": {name: sha256_of(ROOT / name) for name in code},
+    }
+    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Measure the cell in this process and write its files."""
+    from pipeline.cell import CellSpec, run_cell
+    from pipeline.clock import machine_lock
+    from pipeline.record import Journal
+
+    values = {name: value for name, value in vars(arguments).items() if name != "worker"}
+    spec = CellSpec(**values)
+    requests = read_requests(spec.requests)
+    if "error" in requests[0]:
+        write_failure(spec.output, spec.identity, requests[0]["error"])
+        return
+    with machine_lock(), Journal(spec.output / JOURNAL, fingerprint_of(spec)) as journal:
+        try:
+            records, summary = run_cell(spec, requests, journal)
+        except OSError as error:
+            # A full disk is no property of the method: nothing is lost, and the same command goes on from here.
+            raise UserError(f"{error.strerror or error}: {error.filename or spec.output}") from error
+        except Exception as error:
+            traceback.print_exc()
+            write_failure(spec.output, spec.identity, f"{type(error).__name__}: {error}")
+            return
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    atomic_write(spec.output / "records.jsonl", "\n".join(lines) + "\n")
+    atomic_write(spec.output / "cell.json", json.dumps(summary, indent=2) + "\n")
+    (spec.output / JOURNAL).unlink()
+
+
+def write_failure(folder: Path, identity: dict[str, Any], reason: str) -> None:
+    """Write a cell that failed: no records, and one line that says why."""
+    one_line = " ".join(reason.split())
+    atomic_write(folder / "records.jsonl", "")
+    summary = {"status": "failed", "reason": one_line, **identity}
+    atomic_write(folder / "cell.json", json.dumps(summary, indent=2) + "\n")
+    (folder / JOURNAL).unlink(missing_ok=True)
+    print(f"failed: {one_line}", file=sys.stderr)
+
+
+def supervise(arguments: argparse.Namespace) -> int:
+    """Run the worker, again if it is killed while it gets on; return the exit status."""
+    journal, finished = arguments.output / JOURNAL, -1
+    while True:
+        worker = subprocess.run([sys.executable, "-m", "pipeline.generate", *sys.argv[1:], "--worker"], check=False)
+        if worker.returncode != -signal.SIGKILL:
+            return worker.returncode if worker.returncode >= 0 else 128 - worker.returncode
+        before, finished = finished, _count_lines(journal)
+        if finished <= before:
+            identity = {name: getattr(arguments, name) for name in ("dtype", "method", "task", "seed")}
+            identity |= {"model": arguments.model_dir.name, "lossless": METHODS[arguments.method].lossless}
+            reason = f"killed twice at prompt {max(finished - 1, 0)}; is the memory enough? Delete the folder to retry"
+            write_failure(arguments.output, identity, reason)
+            return 0
+        print("the measuring process was killed; going on at the same prompt", file=sys.stderr)
+
+
+def _count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@command
+def main() -> None:
+    """Supervise, or with ``--worker`` measure."""
+    arguments = parse_arguments()
+    if arguments.worker:
+        work(arguments)
+    else:
+        sys.exit(supervise(arguments))
+
+
+if __name__ == "__main__":
+    main()

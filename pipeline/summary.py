@@ -1,0 +1,118 @@
+"""From the records of a cell to its figures: what goes into ``cell.json`` and, with the score, into the table.
+
+Times are medians over prompts, counters are sums. Bytes and operations are what the method had to do, from shapes:
+a forward pass reads every weight once and the keys and values of the live prefix; each row of it multiplies by every
+weight. Padding rows are the engine's affair and are not counted as work done.
+
+Example::
+
+    figures = summarise(records, weight_bytes=2 * 135_000_000, parameter_bytes=2, cache_bytes_per_token=23_040, ...)
+    figures["speedup"], figures["tokens_per_step"], figures["mbu"]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.clock import Limits
+from pipeline.record import Record
+from pipeline.statistics import paired_speedup
+
+SUMS = (
+    "num_new_tokens",
+    "truncated",
+    "accepted_draft_tokens",
+    "candidate_tokens",
+    "target_forwards",
+    "draft_forwards",
+)
+
+
+def tokens_per_second(run: Record) -> float:
+    """Return the end-to-end speed of one run: new tokens by the seconds from prompt to last token."""
+    return float(run["num_new_tokens"] / run["total_s"])
+
+
+def summarise(
+    records: Sequence[Record], *, weight_bytes: int, parameter_bytes: int, cache_bytes_per_token: int, limits: Limits
+) -> dict[str, Any]:
+    """Return the figures of one cell from its records, in the columns' names and units.
+
+    Args:
+        records: one a prompt, of the method and of the baseline.
+        weight_bytes: bytes of weights that one forward pass of the target reads.
+        parameter_bytes: bytes of one parameter.
+        cache_bytes_per_token: bytes of keys and values that one token leaves.
+        limits: the machine's measured limits.
+    """
+    runs = [record["method"] for record in records]
+    baselines = [record["baseline"] for record in records]
+    speeds, baseline_speeds = [*map(tokens_per_second, runs)], [*map(tokens_per_second, baselines)]
+    speedup = paired_speedup(speeds, baseline_speeds)
+    decoded = [run for run in runs if run["tokens_by_step"]]
+    decode_s = sum(run["decode_s"] for run in decoded)
+    traffic = sum(bytes_read(run, weight_bytes, cache_bytes_per_token) for run in decoded)
+    work = sum(operations(run, weight_bytes // parameter_bytes) for run in decoded)
+    return {
+        "num_prompts": len(records),
+        **{name: sum(run[name] for run in runs) for name in SUMS},
+        "tokens_per_second": statistics.median(speeds),
+        "baseline_tokens_per_second": statistics.median(baseline_speeds),
+        "decode_tokens_per_second": _median([(run["num_new_tokens"] - 1) / run["decode_s"] for run in decoded]),
+        "ttft_s": statistics.median(run["ttft_s"] for run in runs),
+        "tpot_s": _median([run["decode_s"] / (run["num_new_tokens"] - 1) for run in decoded]),
+        "speedup": speedup.ratio,
+        "speedup_low": speedup.low,
+        "speedup_high": speedup.high,
+        "tokens_per_step": _ratio(
+            sum(run["num_new_tokens"] - 1 for run in decoded), sum(len(run["tokens_by_step"]) for run in decoded)
+        ),
+        "bytes_read": traffic,
+        "flops": work,
+        "mbu": _ratio(traffic, decode_s * limits.bandwidth_bytes_per_s),
+        "mfu": _ratio(work, decode_s * limits.flops_per_s),
+        "bandwidth_bytes_per_s": limits.bandwidth_bytes_per_s,
+        "flops_per_s": limits.flops_per_s,
+        "lossless_match": 1 - len(first_divergences(records)) / len(records),
+        "output_sha256": hashlib.sha256(json.dumps([run["output_ids"] for run in runs]).encode()).hexdigest(),
+    }
+
+
+def bytes_read(run: Record, weight_bytes: int, cache_bytes_per_token: int) -> int:
+    """Return the bytes that the decode steps of one run had to read: weights and live keys and values, once a step."""
+    length, total = run["prompt_length"] + 1, 0
+    for emitted in run["tokens_by_step"]:
+        total += weight_bytes + length * cache_bytes_per_token
+        length += emitted
+    return total
+
+
+def operations(run: Record, num_parameters: int) -> int:
+    """Return the multiplications and additions of the decode steps: two a parameter and row (attention left out)."""
+    rows = len(run["candidates_by_step"]) + sum(run["candidates_by_step"])
+    return 2 * num_parameters * rows
+
+
+def first_divergences(records: Sequence[Record]) -> list[dict[str, int]]:
+    """Return, for each prompt whose ids differ from the baseline's, the index of the first token that does."""
+    found = []
+    for record in records:
+        ours, theirs = record["method"]["output_ids"], record["baseline"]["output_ids"]
+        if ours != theirs:
+            same = next(
+                (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+            )
+            found.append({"prompt_id": record["prompt_id"], "token": same})
+    return found
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if below else None
