@@ -81,6 +81,19 @@ def _render_chat(
         return render([message for message in history if message["role"] != "system"])
 
 
+def _build_prompts(
+    task: ConfigurableTask, tokenizer: PreTrainedTokenizerBase, num_prompts: int, chat_template: bool
+) -> None:
+    """Let lm-eval build the first ``num_prompts`` prompts, as its evaluator does; they are then ``task.instances``."""
+    task.set_fewshot_seed(FEWSHOT_SEED)
+    task.build_all_requests(
+        limit=num_prompts,
+        apply_chat_template=chat_template,
+        fewshot_as_multiturn=chat_template,
+        chat_template=functools.partial(_render_chat, tokenizer) if chat_template else None,
+    )
+
+
 def build_requests(
     task: ConfigurableTask,
     tokenizer: PreTrainedTokenizerBase,
@@ -107,24 +120,18 @@ def build_requests(
     task_name, num_documents = task.task_name, len(task.eval_docs)
     if num_prompts > num_documents:
         raise UserError(f"num_prompts: {num_prompts}, but task {task_name!r} has only {num_documents} documents")
-    task.set_fewshot_seed(FEWSHOT_SEED)
-    task.build_all_requests(
-        limit=num_prompts,
-        apply_chat_template=chat_template,
-        fewshot_as_multiturn=chat_template,
-        chat_template=functools.partial(_render_chat, tokenizer) if chat_template else None,
-    )
+    _build_prompts(task, tokenizer, num_prompts, chat_template)
     eos = None if tokenizer.eos_token_id is None else str(tokenizer.decode(tokenizer.eos_token_id))
     context = resolve_max_length(config, tokenizer)
     requests = []
     for prompt_id, instance in enumerate(task.instances):
         prompt, generation_kwargs = instance.args
         prompt_ids = encode(tokenizer, prompt)
-        if len(prompt_ids) + max_new_tokens > context:
-            raise RequestError(
-                f"prompt {prompt_id} of task {task_name!r} has {len(prompt_ids)} tokens; with "
-                f"max_new_tokens: {max_new_tokens} that is more than the {context} that model {model!r} can read"
+        if (length := len(prompt_ids)) + max_new_tokens > context:
+            told = (
+                f"prompt {prompt_id} of task {task_name!r} has {length} tokens; with max_new_tokens: {max_new_tokens}"
             )
+            raise RequestError(f"{told} that is more than the {context} that model {model!r} can read")
         request = {"prompt_id": prompt_id, "doc_id": instance.doc_id, "prompt": prompt, "prompt_ids": prompt_ids}
         until = handle_stop_sequences(normalize_gen_kwargs(generation_kwargs).get("until"), eos=eos)
         requests.append({**request, "until": until, "max_new_tokens": max_new_tokens})
