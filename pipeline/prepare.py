@@ -106,8 +106,7 @@ def build_requests(
     """Return the requests for the first ``num_prompts`` documents of ``task``.
 
     Returns:
-        One dict a prompt: ``prompt_id``, ``doc_id``, ``prompt``, ``prompt_ids`` (ints), ``until`` (the task's stop
-        strings and the tokenizer's end-of-sequence text, as lm-eval adds it) and ``max_new_tokens``.
+        One dict a prompt, with ``prompt_ids`` (ints); ``until`` has the end-of-sequence text too, as in lm-eval.
 
     Raises:
         RequestError: the tokenizer has no chat template, or a prompt does not fit into the context.
@@ -117,21 +116,20 @@ def build_requests(
 
     if chat_template and not tokenizer.chat_template:
         raise RequestError(f"chat_template: true, but the tokenizer of model {model!r} has no chat template; use false")
-    task_name, num_documents = task.task_name, len(task.eval_docs)
-    if num_prompts > num_documents:
+    task_name = task.task_name
+    if num_prompts > (num_documents := len(task.eval_docs)):
         raise UserError(f"num_prompts: {num_prompts}, but task {task_name!r} has only {num_documents} documents")
     _build_prompts(task, tokenizer, num_prompts, chat_template)
     eos = None if tokenizer.eos_token_id is None else str(tokenizer.decode(tokenizer.eos_token_id))
     context = resolve_max_length(config, tokenizer)
-    requests = []
+    requests: list[dict[str, Any]] = []
     for prompt_id, instance in enumerate(task.instances):
         prompt, generation_kwargs = instance.args
         prompt_ids = encode(tokenizer, prompt)
         if (length := len(prompt_ids)) + max_new_tokens > context:
-            told = (
-                f"prompt {prompt_id} of task {task_name!r} has {length} tokens; with max_new_tokens: {max_new_tokens}"
-            )
-            raise RequestError(f"{told} that is more than the {context} that model {model!r} can read")
+            told = f"prompt {prompt_id} of task {task_name!r} has {length} tokens"
+            limit = f"with max_new_tokens: {max_new_tokens}"
+            raise RequestError(f"{told}; {limit} that is more than the {context} that model {model!r} can read")
         request = {"prompt_id": prompt_id, "doc_id": instance.doc_id, "prompt": prompt, "prompt_ids": prompt_ids}
         until = handle_stop_sequences(normalize_gen_kwargs(generation_kwargs).get("until"), eos=eos)
         requests.append({**request, "until": until, "max_new_tokens": max_new_tokens})
