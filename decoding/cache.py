@@ -56,15 +56,18 @@ class KVCache:
         """Forget everything; the old rows are masked and later overwritten."""
         self.length = 0
 
-    def write(self, layer: int, keys: Float[Tensor, "w kv hd"], values: Float[Tensor, "w kv hd"]) -> None:
-        """Write the rows of one forward pass behind the committed prefix.
+    def check_room(self, rows: int) -> None:
+        """Check that ``rows`` more fit.
 
         Raises:
-            ValueError: the rows do not fit.
+            ValueError: they do not.
         """
+        if self.length + rows > self.capacity:
+            raise ValueError(f"{self.length + rows} rows do not fit a cache of capacity {self.capacity}")
+
+    def write(self, layer: int, keys: Float[Tensor, "w kv hd"], values: Float[Tensor, "w kv hd"]) -> None:
+        """Write the rows of one forward pass behind the committed prefix."""
         end = self.length + keys.shape[0]
-        if end > self.capacity:
-            raise ValueError(f"{end} rows do not fit a cache of capacity {self.capacity}")
         key_rows, value_rows = self.layers[layer]
         key_rows[:, self.length : end] = keys.transpose(0, 1)
         value_rows[:, self.length : end] = values.transpose(0, 1)

@@ -126,10 +126,11 @@ class TargetModel:
         """Read the prompt into an empty cache and commit it; return the output of its last token, ``[1, ...]``.
 
         Raises:
-            ValueError: the prompt is empty, or the cache is not.
+            ValueError: the prompt is empty or does not fit, or the cache is not empty.
         """
         if not prompt_ids or cache.length:
             raise ValueError(f"prefill of {len(prompt_ids)} tokens into a cache of length {cache.length}")
+        cache.check_room(len(prompt_ids))
         tokens = torch.tensor(prompt_ids, device=self.device)
         positions = torch.arange(len(prompt_ids), device=self.device)
         hidden = forward(self.weights, tokens, positions, cache, mask=None)[-1:]
@@ -140,9 +141,12 @@ class TargetModel:
     def read(self, cache: KVCache, tree: CandidateTree) -> TreeOutput:
         """Run one forward pass over a candidate tree; its rows stay uncommitted until ``cache.keep``."""
         padding = max(0, (self.decode_width or 0) - tree.width)
+        cache.check_room(tree.width + padding)
         # Padding rows repeat the root, so that they see something: a fully masked row would be NaN.
         tokens = torch.tensor(tree.tokens + tree.tokens[:1] * padding, device=self.device)
-        positions = torch.tensor(tree.depths + (0,) * padding, device=self.device) + cache.length
+        depths = torch.tensor(tree.depths + (0,) * padding, device=self.device)
+        # A candidate behind the end of the context is read at its last position: the limit cuts it off in any case.
+        positions = (depths + cache.length).clamp_(max=self.max_context - 1)
         mask = self._mask(cache, tree, padding)
         hidden = forward(self.weights, tokens, positions, cache, mask)
         logits = self.weights.head(hidden)
