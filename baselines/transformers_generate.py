@@ -73,7 +73,8 @@ class TransformersGreedy:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
-        return cls(model.to(device).eval(), sampling, end_tokens(Path(folder), model.config), **options)
+        model.to(torch.device(device))  # type: ignore[arg-type]
+        return cls(model.eval(), sampling, end_tokens(Path(folder), model.config), **options)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -103,7 +104,7 @@ class TransformersGreedy:
         self._rows = []
         started = time.perf_counter()
         inputs = torch.tensor([prompt_ids], device=self.model.device)
-        output = self.model.generate(
+        output: Tensor = self.model.generate(  # type: ignore[operator]
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=max_new_tokens,

@@ -46,11 +46,13 @@ class PackedLinear:
 
     def __call__(self, x: Float[Tensor, "w in"]) -> Float[Tensor, "w out"]:
         """Return ``x`` times the transposed weight, plus the bias."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return y
 
     def add(self, x: Float[Tensor, "w in"], residual: Float[Tensor, "w out"]) -> Float[Tensor, "w out"]:
         """Return ``residual`` plus the layer's output."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+        return y
 
 
 Linear = DenseLinear | PackedLinear
@@ -58,7 +60,7 @@ Linear = DenseLinear | PackedLinear
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this build of torch and this processor have packed layers for ``dtype``."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False

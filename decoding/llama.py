@@ -129,7 +129,7 @@ def rotary_tables(
     The rotation of halves, ``(-x2, x1)``, is a roll by half a head with the sign moved into the sine.
     """
     positions = torch.arange(config.max_position_embeddings)[None]
-    cosine, sine = LlamaRotaryEmbedding(config)(torch.zeros(()), positions)
+    cosine, sine = LlamaRotaryEmbedding(config)(torch.zeros(()), positions)  # type: ignore[arg-type]
     sine[..., : sine.shape[-1] // 2] *= -1
     return cosine[0, :, None].to(device, dtype), sine[0, :, None].to(device, dtype)
 

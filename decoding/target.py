@@ -164,7 +164,7 @@ class TargetModel:
 
 def end_tokens(folder: Path, config: PretrainedConfig) -> tuple[int, ...]:
     """Return the ids that end a text, from the generation config where there is one."""
-    source = config
+    source: PretrainedConfig | GenerationConfig = config
     if (folder / "generation_config.json").exists():
         source = GenerationConfig.from_pretrained(folder, local_files_only=True)
     ids = source.eos_token_id

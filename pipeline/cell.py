@@ -123,7 +123,7 @@ class Bench:
     def time(self, generates: Generates, request: Record) -> Generation:
         """Run one prompt with nothing in its way; draws depend on the seed and the prompt alone."""
         generator = torch.Generator().manual_seed(self.spec.seed * 1_000_003 + request["prompt_id"])
-        stop = StopStrings(lambda ids: self.tokenizer.decode(ids, skip_special_tokens=False), request["until"])
+        stop = StopStrings(self.decode, request["until"])
         before = self.meter.resident()
         with quiet(self.device):
             self.meter.reset_peak()
@@ -134,6 +134,10 @@ class Bench:
             self.peak_bytes = max(self.peak_bytes, self.meter.peak() - before)
         return generation
 
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Return the text of ``ids``."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
     def measure(self, request: Record) -> Record:
         """Run the method and the baseline in turn on one prompt, ``repeats`` times; return the prompt's record."""
         trials: dict[str, list[Generation]] = {"method": [], "baseline": []}
@@ -143,7 +147,7 @@ class Bench:
                 turn.reverse()
             for name, generates in turn:
                 trials[name].append(self.time(generates, request))
-        text = self.tokenizer.decode(trials["method"][0].output_ids, skip_special_tokens=True)
+        text = self.decode(trials["method"][0].output_ids, skip_special_tokens=True)
         return {
             "prompt_id": request["prompt_id"],
             "doc_id": request["doc_id"],
