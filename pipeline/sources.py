@@ -105,7 +105,11 @@ class _Loader(yaml.SafeLoader):
     """Reads lm-eval's YAMLs without running the functions that they name."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: _Function(loader.construct_scalar(node)))
+def _function(loader: _Loader, node: yaml.ScalarNode) -> _Function:
+    return _Function(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("!function", _function)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
