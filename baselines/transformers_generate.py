@@ -74,7 +74,7 @@ class TransformersGreedy:
             folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
         model.to(torch.device(device))  # type: ignore[arg-type]
-        return cls(model.eval(), sampling, end_tokens(Path(folder), model.config), **options)
+        return cls(model, sampling, end_tokens(Path(folder), model.config), **options)
 
     @property
     def arguments(self) -> dict[str, Any]:

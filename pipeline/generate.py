@@ -119,9 +119,13 @@ def work(arguments: argparse.Namespace) -> None:
     if "error" in requests[0]:
         write_failure(spec.output, spec.identity, requests[0]["error"])
         return
-    with machine_lock(), Journal(spec.output / JOURNAL, fingerprint_of(spec)) as journal:
+    fingerprint = fingerprint_of(spec)
+    with machine_lock():
+        if is_finished(spec.output, fingerprint):
+            return  # by a process that held the machine before this one, left over from a run that was killed
         try:
-            records, summary = run_cell(spec, requests, journal)
+            with Journal(spec.output / JOURNAL, fingerprint) as journal:
+                records, summary = run_cell(spec, requests, journal)
         except OSError as error:
             # A full disk is no property of the method: nothing is lost, and the same command goes on from here.
             raise UserError(f"{error.strerror or error}: {error.filename or spec.output}") from error
@@ -129,19 +133,30 @@ def work(arguments: argparse.Namespace) -> None:
             traceback.print_exc()
             write_failure(spec.output, spec.identity, f"{type(error).__name__}: {error}")
             return
+        write_cell(spec.output, records, {**summary, "fingerprint": fingerprint})
+
+
+def write_cell(folder: Path, records: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """Write a finished cell, its records first: a ``cell.json`` that exists is a cell that is whole."""
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    atomic_write(spec.output / "records.jsonl", "\n".join(lines) + "\n")
-    atomic_write(spec.output / "cell.json", json.dumps(summary, indent=2) + "\n")
-    (spec.output / JOURNAL).unlink()
+    atomic_write(folder / "records.jsonl", "".join(f"{line}\n" for line in lines))
+    atomic_write(folder / "cell.json", json.dumps(summary, indent=2) + "\n")
+    (folder / JOURNAL).unlink(missing_ok=True)
+
+
+def is_finished(folder: Path, fingerprint: str) -> bool:
+    """Whether the folder holds this very cell, measured to its end."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (folder / "records.jsonl").exists() and found.get("fingerprint") == fingerprint
 
 
 def write_failure(folder: Path, identity: dict[str, Any], reason: str) -> None:
     """Write a cell that failed: no records, and one line that says why."""
     one_line = " ".join(reason.split())
-    atomic_write(folder / "records.jsonl", "")
-    summary = {"status": "failed", "reason": one_line, **identity}
-    atomic_write(folder / "cell.json", json.dumps(summary, indent=2) + "\n")
-    (folder / JOURNAL).unlink(missing_ok=True)
+    write_cell(folder, [], {"status": "failed", "reason": one_line, **identity})
     print(f"failed: {one_line}", file=sys.stderr)
 
 
