@@ -158,6 +158,10 @@ def score_cell(
         return score, []
     if getattr(task, "UNSAFE_CODE", False) and not allow_code_execution:
         return {**score, "status": "skipped", "reason": CODE_IS_OFF}, []
+    if getattr(task, "UNSAFE_CODE", False):
+        from pipeline.sandbox import isolation
+
+        score["isolation"] = list(isolation())
     doc_ids, texts = [record["doc_id"] for record in records], [record["text"] for record in records]
     scores = score_texts(task, doc_ids, texts)
     quality: Mapping[str, Any] = {"quality": scores.metrics[metric], "quality_stderr": scores.stderrs[metric]}
