@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 from baselines.autoregressive import AutoregressiveDrafter
 from decoding import Generation, Sampling, SpeculativeDecoder, StopStrings, TargetModel
 from decoding.stopping import cut_at
-from pipeline.clock import MemoryMeter, measure_limits, quiet
+from pipeline.clock import MemoryMeter, measure_limits, quiet, settle
 from pipeline.machine import describe_machine, package_versions
 from pipeline.record import Journal, Record, run_record
 from pipeline.registry import METHODS, find, import_target
@@ -119,6 +119,7 @@ class Bench:
             self.time(self.baseline, short)
             self.time(self.method, short)
         self.peak_bytes = 0
+        settle()
 
     def time(self, generates: Generates, request: Record) -> Generation:
         """Run one prompt with nothing in its way; draws depend on the seed and the prompt alone."""
