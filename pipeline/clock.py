@@ -55,7 +55,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def settle() -> None:
-    """Take everything that is loaded out of the garbage collector's sight, so that :func:`quiet` costs next to nothing."""
+    """Take all that is loaded out of the garbage collector's sight, so that :func:`quiet` costs next to nothing."""
     gc.collect()
     gc.freeze()
 

@@ -62,7 +62,7 @@ def test_pins_lie_in_the_declared_ranges_and_are_installed(line: str) -> None:
 
 
 def test_every_dependency_is_used() -> None:
-    """Snakemake runs the rules, accelerate works inside transformers; the others are imported by some module of ours."""
+    """Snakemake runs the rules, accelerate works inside transformers; the others are imported by our modules."""
     modules: set[str] = set()
     for package in ("decoding", "baselines", "shuffle", "pipeline"):
         for path in (ROOT / package).rglob("*.py"):
