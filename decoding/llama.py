@@ -105,6 +105,8 @@ def check_supported(config: PretrainedConfig) -> None:
     """Refuse what :func:`forward` would compute wrongly."""
     if config.model_type not in SUPPORTED:
         raise ValueError(f"model type {config.model_type!r} is not of the Llama family; known: {', '.join(SUPPORTED)}")
+    if getattr(config, "quantization_config", None):
+        raise ValueError("quantised checkpoints (quantization_config) are not supported; use one in bfloat16")
     if config.hidden_act != "silu":
         raise ValueError(f"activation {config.hidden_act!r} is not supported; known: silu")
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -145,7 +147,8 @@ class _Reader:
         tensor = self.read(name)
         if tensor is None:
             return None
-        tensor = tensor.to(device=self.device, dtype=self.dtype)
+        # A copy: the tensor may be a view of the file, which would stay mapped as a whole as long as one view lives.
+        tensor = tensor.to(device=self.device, dtype=self.dtype, copy=True)
         self.bytes_read += tensor.nbytes
         return tensor
 

@@ -10,7 +10,7 @@ Example::
 
     target = TargetModel.from_pretrained("results/models/smollm2-135m", dtype=torch.bfloat16)
     cache = target.new_cache(capacity=512)
-    logits = target.prefill(cache, prompt_ids)                        # [V]
+    output = target.prefill(cache, prompt_ids)                        # logits [1, V], of the last token
     output = target.read(cache, CandidateTree.chain(root, draft))     # logits [W, V], hidden [W, d]
     cache.keep([0, 1])
 """
@@ -43,13 +43,15 @@ class TreeOutput(NamedTuple):
 def default_decode_width(dtype: torch.dtype, device: torch.device) -> int | None:
     """Return the rows that a decode forward is padded to, or None for as many as the tree has.
 
-    Float32 needs no padding: its rounding leaves greedy ids alone. Reduced precision is padded where 16 rows cost what
-    one costs, which is on GPUs and on CPUs with AMX; elsewhere padding would slow the autoregressive baseline down.
+    Float32 is not padded: its rounding is too small to matter unless two tokens are all but tied. Reduced precision is
+    padded where 16 rows cost what one costs: on GPUs, and in bfloat16 on CPUs with AMX. Elsewhere padding would slow
+    the autoregressive baseline down.
     """
     if dtype == torch.float32:
         return None
-    matrix_units = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
-    return 16 if matrix_units else None
+    if device.type == "cpu":
+        return 16 if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported() else None
+    return 16
 
 
 class TargetModel:
@@ -103,8 +105,8 @@ class TargetModel:
     def capacity_for(self, num_tokens: int, tree_width: int) -> int:
         """Return the cache capacity for a sequence of ``num_tokens`` whose last step may add a tree behind it.
 
-        Rounded up to 256 rows: the same for every method on the same prompt, since the length of the buffer is part of
-        how attention rounds.
+        Rounded up to 256 rows: the same for every method whose trees are no wider than 64, since the length of the
+        buffer is part of how attention rounds.
         """
         rows = num_tokens + max(tree_width, self.decode_width or 0, 64)
         return -(-rows // 256) * 256

@@ -43,7 +43,10 @@ class Generation:
         prompt_length: tokens of the prompt.
         truncated: ended by the limit, not by the model.
         ttft_s: seconds from the call to the first new token (prefill).
-        steps: the decode steps, in order; the first token belongs to prefill.
+        steps: the decode steps, in order; what is not in one of them belongs to prefill: the first token and, where a
+            method drafts before it, what of the draft was accepted.
+        prefill_accepted: draft tokens that prefill added to the text.
+        prefill_candidates: draft tokens that prefill verified.
     """
 
     output_ids: tuple[int, ...]
@@ -51,6 +54,8 @@ class Generation:
     truncated: bool
     ttft_s: float
     steps: tuple[Step, ...]
+    prefill_accepted: int = 0
+    prefill_candidates: int = 0
 
     @property
     def num_new_tokens(self) -> int:
@@ -70,7 +75,7 @@ class Generation:
     @property
     def tokens_per_step(self) -> float:
         """Mean tokens that a decode step emits; 1 for plain autoregression, 0 if there was no decode step."""
-        return (self.num_new_tokens - 1) / len(self.steps) if self.steps else 0.0
+        return sum(step.emitted for step in self.steps) / len(self.steps) if self.steps else 0.0
 
     @property
     def target_forwards(self) -> int:
@@ -85,9 +90,9 @@ class Generation:
     @property
     def accepted_draft_tokens(self) -> int:
         """Draft tokens that became text; bonus tokens are excluded."""
-        return sum(step.accepted for step in self.steps)
+        return self.prefill_accepted + sum(step.accepted for step in self.steps)
 
     @property
     def candidate_tokens(self) -> int:
         """Draft tokens that the target verified."""
-        return sum(step.candidates for step in self.steps)
+        return self.prefill_candidates + sum(step.candidates for step in self.steps)

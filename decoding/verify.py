@@ -78,7 +78,8 @@ def sampled_path(
     path = [0]
     while True:
         node = path[-1]
-        target = sampling.probabilities(logits[node])
+        # On the CPU, where the generator is: the same draws on every device, and float64 is slow on most GPUs.
+        target = sampling.probabilities(logits[node].cpu())
         proposal = None if tree.draft_probabilities is None else tree.draft_probabilities[node].to(target)
         for child in tree.children[node]:
             token = tree.tokens[child]

@@ -26,7 +26,7 @@ from baselines.autoregressive import AutoregressiveDrafter
 from decoding import Generation, Sampling, SpeculativeDecoder, StopStrings, TargetModel
 from decoding.stopping import cut_at
 from pipeline.clock import MemoryMeter, measure_limits, quiet, settle
-from pipeline.machine import describe_machine, package_versions
+from pipeline.machine import describe_machine, git_state, package_versions
 from pipeline.record import Journal, Record, run_record
 from pipeline.registry import METHODS, find, import_target
 from pipeline.summary import first_divergences, summarise
@@ -82,72 +82,88 @@ class CellSpec:
 
 
 class Bench:
-    """The method and the baseline, loaded, with what is needed to time them.
+    """The method and the baseline, loaded and warm, with what is needed to time them.
 
-    Attributes:
-        method_bytes: memory that the method's own models took to load; the shared target counts for a drafter.
+    The method is loaded and warmed first and alone, so that ``method_bytes`` is what it needs by itself: its models,
+    and the cache that it keeps. For a drafter the target is shared with the baseline and counts as the method's.
+
+    Args:
+        spec: the cell.
+        requests: the prompts to come; the first ones are for warming up.
     """
 
-    def __init__(self, spec: CellSpec) -> None:
+    def __init__(self, spec: CellSpec, requests: Sequence[Record]) -> None:
         self.spec = spec
         self.device = choose_device(spec.device)
-        self.num_threads = spec.num_threads or len(os.sched_getaffinity(0))
+        self.num_threads = spec.num_threads or available_cores()
         torch.set_num_threads(self.num_threads)
-        dtype = getattr(torch, spec.dtype)
-        self.limits = measure_limits(self.device, dtype)
+        self.dtype = getattr(torch, spec.dtype)
+        self.limits = measure_limits(self.device, self.dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(spec.model_dir, local_files_only=True, trust_remote_code=False)
         self.meter = MemoryMeter(self.device)
-        sampling = Sampling(**spec.sampling)
-        target_class, kind = import_target(METHODS[spec.method].target), METHODS[spec.method].kind
-        before = self.meter.resident()
-        if kind == "peer":
-            self.method: Generates = target_class.from_pretrained(
-                spec.model_dir, dtype=dtype, device=self.device, sampling=sampling, **spec.options
+        self.sampling = Sampling(**spec.sampling)
+        entry = METHODS[spec.method]
+        method_class = import_target(entry.target)
+        floor = self.meter.resident()
+        if entry.kind == "peer":
+            self.method: Generates = method_class.from_pretrained(
+                spec.model_dir, dtype=self.dtype, device=self.device, sampling=self.sampling, **spec.options
             )
-            self.method_bytes = self.meter.resident() - before
-        self.target = TargetModel.from_pretrained(spec.model_dir, dtype=dtype, device=self.device)
-        if kind == "drafter":
-            self.method = SpeculativeDecoder(self.target, target_class(**spec.options), sampling)
-            self.method_bytes = self.meter.resident() - before
-        self.baseline = SpeculativeDecoder(self.target, AutoregressiveDrafter(), sampling)
-        self.peak_bytes = 0
-
-    def warm_up(self, requests: Sequence[Record]) -> None:
-        """Run both on the first prompts, so that no timed call is the first of its kind."""
-        for request in requests[: self.spec.warmup_prompts]:
-            short = request | {"max_new_tokens": min(WARM_UP_TOKENS, request["max_new_tokens"])}
-            self.time(self.baseline, short)
-            self.time(self.method, short)
-        self.peak_bytes = 0
+            self.warm_up(self.method, requests)
+            self.method_bytes = self.meter.resident() - floor
+            self.target = self.load_target()
+        else:
+            self.target = self.load_target()
+            self.method = SpeculativeDecoder(self.target, method_class(**spec.options), self.sampling)
+            self.warm_up(self.method, requests)
+            self.method_bytes = self.meter.resident() - floor
+        self.baseline = SpeculativeDecoder(self.target, AutoregressiveDrafter(), self.sampling)
+        self.warm_up(self.baseline, requests)
         settle()
 
-    def time(self, generates: Generates, request: Record) -> Generation:
-        """Run one prompt with nothing in its way; draws depend on the seed and the prompt alone."""
-        generator = torch.Generator().manual_seed(self.spec.seed * 1_000_003 + request["prompt_id"])
-        stop = StopStrings(self.decode, request["until"])
-        before = self.meter.resident()
-        with quiet(self.device):
-            self.meter.reset_peak()
-            generation = generates.generate(
-                request["prompt_ids"], max_new_tokens=request["max_new_tokens"], stop=stop, generator=generator
-            )
-        if generates is self.method:
-            self.peak_bytes = max(self.peak_bytes, self.meter.peak() - before)
-        return generation
+    def load_target(self) -> TargetModel:
+        """Load the target model that the baseline, and a drafter, run on."""
+        return TargetModel.from_pretrained(self.spec.model_dir, dtype=self.dtype, device=self.device)
+
+    def warm_up(self, generates: Generates, requests: Sequence[Record]) -> None:
+        """Run the first prompts a little way, so that nothing is timed that happens once a process."""
+        for request in requests[: self.spec.warmup_prompts]:
+            self.run(generates, request, WARM_UP_TOKENS)
+
+    def run(self, generates: Generates, request: Record, limit: int | None = None) -> Generation:
+        """Generate from one prompt, at most ``limit`` tokens; draws depend on the seed and the prompt alone."""
+        most = request["max_new_tokens"]
+        return generates.generate(
+            request["prompt_ids"],
+            max_new_tokens=most if limit is None else min(limit, most),
+            stop=StopStrings(self.decode, request["until"]),
+            generator=torch.Generator().manual_seed(self.spec.seed * 1_000_003 + request["prompt_id"]),
+        )
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Return the text of ``ids``."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def measure(self, request: Record) -> Record:
-        """Run the method and the baseline in turn on one prompt, ``repeats`` times; return the prompt's record."""
+        """Run the method and the baseline in turn on one prompt, ``repeats`` times; return the prompt's record.
+
+        Both first run two tokens untimed: libraries prepare themselves for each new shape, and whichever met the prompt
+        first would pay for both.
+        """
+        turn = [("baseline", self.baseline), ("method", self.method)]
+        for _, generates in turn:
+            self.run(generates, request, 2)
         trials: dict[str, list[Generation]] = {"method": [], "baseline": []}
+        peak_bytes = 0
         for repeat in range(self.spec.repeats):
-            turn = [("baseline", self.baseline), ("method", self.method)]
-            if (request["prompt_id"] + repeat) % 2:
-                turn.reverse()
-            for name, generates in turn:
-                trials[name].append(self.time(generates, request))
+            first = (request["prompt_id"] + repeat) % 2
+            for name, generates in (turn[first], turn[1 - first]):
+                resident = self.meter.resident()
+                with quiet(self.device):
+                    self.meter.reset_peak()
+                    trials[name].append(self.run(generates, request))
+                if name == "method":
+                    peak_bytes = max(peak_bytes, self.meter.peak() - resident)
         text = self.decode(trials["method"][0].output_ids, skip_special_tokens=True)
         return {
             "prompt_id": request["prompt_id"],
@@ -155,7 +171,7 @@ class Bench:
             "text": cut_at(text, request["until"]),
             "method": run_record(trials["method"]),
             "baseline": run_record(trials["baseline"]),
-            "peak_bytes": self.peak_bytes,
+            "peak_memory_bytes": self.method_bytes + peak_bytes,
         }
 
     def margins(self, records: Sequence[Record], requests: Sequence[Record]) -> list[dict[str, Any]]:
@@ -170,6 +186,11 @@ class Bench:
             first, second = logits.float().topk(2).values.tolist()
             found.append({**divergence, "top2_margin": first - second})
         return found
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(name: str) -> torch.device:
@@ -190,16 +211,20 @@ def hardware_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(describe_machine()["cpu"])
 
 
-def run_cell(spec: CellSpec, requests: list[Record], journal: Journal) -> tuple[list[Record], dict[str, Any]]:
-    """Time every request that the journal lacks; return all records and the cell's summary."""
-    bench = Bench(spec)
+def run_cell(
+    spec: CellSpec, requests: list[Record], journal: Journal, parent: int
+) -> tuple[list[Record], dict[str, Any]]:
+    """Time every request that the journal lacks; return all records and the cell's summary.
+
+    Raises:
+        KeyboardInterrupt: the process ``parent``, which started this one, is gone.
+    """
     missing = journal.missing(requests)
-    bench.warm_up(missing)
-    parent = os.getppid()
+    bench = Bench(spec, missing or requests)
     with tqdm(requests, desc=f"{spec.method} on {spec.task}", unit="prompt", mininterval=1.0) as bar:
         bar.update(journal.num_resumed)
         for request in missing:
-            if os.getppid() != parent:  # the command that started this was killed: leave the machine to the next one
+            if os.getppid() != parent:  # its command was killed: leave the machine to the next one
                 raise KeyboardInterrupt
             journal.add(bench.measure(request))
             bar.update()
@@ -210,15 +235,20 @@ def run_cell(spec: CellSpec, requests: list[Record], journal: Journal) -> tuple[
 def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> dict[str, Any]:
     """Return what goes into ``cell.json``."""
     spec, weights = bench.spec, bench.target.weights
+    is_peer = METHODS[spec.method].kind == "peer"
+    cache_bytes_per_token = bench.target.new_cache(1).bytes_per_token
     longest = max(len(request["prompt_ids"]) + request["max_new_tokens"] for request in requests)
-    cache = bench.target.new_cache(bench.target.capacity_for(longest, tree_width=1))
     figures = summarise(
         records,
         weight_bytes=weights.weight_bytes,
         parameter_bytes=weights.embedding.element_size(),
-        cache_bytes_per_token=cache.bytes_per_token,
-        limits=bench.limits,
+        cache_bytes_per_token=cache_bytes_per_token,
+        limits=bench.limits.or_better(measure_limits(bench.device, bench.dtype)),
     )
+    if not bench.sampling.is_greedy:
+        figures["lossless_match"] = None  # sampled texts differ by chance: their distribution is what tests hold equal
+    if is_peer:
+        figures["draft_s"] = None  # transformers does not tell
     return {
         "status": "ok",
         "reason": "",
@@ -227,13 +257,14 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
         "hardware": hardware_name(bench.device),
         "num_threads": bench.num_threads,
         **figures,
-        "peak_memory_bytes": bench.method_bytes + max(record["peak_bytes"] for record in records),
+        "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
         "weight_bytes": weights.weight_bytes,
-        "cache_bytes": cache.buffer.nbytes,
-        "decode_width": bench.target.decode_width,
-        "divergences": bench.margins(records, requests),
+        "cache_bytes": None if is_peer else cache_bytes_per_token * bench.target.capacity_for(longest, 1),
+        "decode_width": None if is_peer else bench.target.decode_width,
+        "divergences": bench.margins(records, requests) if bench.sampling.is_greedy else [],
         "repeats": spec.repeats,
         "warmup_prompts": spec.warmup_prompts,
         "timestamp_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git_state(Path(__file__).parent),
         "versions": package_versions(),
     }

@@ -1,8 +1,8 @@
 """The one timed path: what surrounds every timed call, and the machine's limits that its time is held against.
 
 What makes a time comparable: nothing else is timed on the machine (:func:`machine_lock`), the garbage collector is
-quiet and the device idle when it starts (:func:`quiet`), and memory is counted from a floor that was read before any
-model was loaded (:class:`MemoryMeter`). The limits are measured in the same process: a shared machine's speed drifts.
+quiet and the device idle when it starts (:func:`quiet`). The limits are measured in the same process, since a shared
+machine's speed drifts.
 
 Example::
 
@@ -14,13 +14,14 @@ Example::
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +29,16 @@ from pathlib import Path
 import psutil
 import torch
 
+# Not the environment's temporary folder, which may be another for each job: the lock is the machine's.
+LOCK_FOLDER = Path("/tmp" if os.name == "posix" else tempfile.gettempdir())
 READ_BYTES = 512 * 2**20  # more than most caches hold
-MATRIX_SIDE = 2048
 
 
 @contextmanager
 def machine_lock(name: str = "shufflebench-timed.lock") -> Iterator[None]:
     """Hold the machine for one timed job; the operating system lets go of it however the process ends."""
-    path = Path(tempfile.gettempdir()) / name
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    path = LOCK_FOLDER / name
+    descriptor = _open_shared(path)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,6 +48,17 @@ def machine_lock(name: str = "shufflebench-timed.lock") -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _open_shared(path: Path) -> int:
+    """Open a file that every user of the machine can lock; a lock needs no right to write."""
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+        with contextlib.suppress(PermissionError):  # another user was faster
+            os.fchmod(descriptor, 0o666)
+        return descriptor
 
 
 def synchronise(device: torch.device) -> None:
@@ -77,6 +90,8 @@ def quiet(device: torch.device) -> Iterator[None]:
 class Limits:
     """What the machine could do at best, measured.
 
+    A shared machine's best changes, so the limits are measured before and after a cell and the better ones are taken.
+
     Attributes:
         bandwidth_bytes_per_s: reading memory with all threads.
         flops_per_s: multiplying large matrices in the cell's dtype.
@@ -85,29 +100,36 @@ class Limits:
     bandwidth_bytes_per_s: float
     flops_per_s: float
 
+    def or_better(self, other: Limits) -> Limits:
+        """Return the better of two measurements, limit by limit."""
+        return Limits(
+            max(self.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s), max(self.flops_per_s, other.flops_per_s)
+        )
+
 
 def measure_limits(device: torch.device, dtype: torch.dtype, trials: int = 5) -> Limits:
-    """Measure memory bandwidth (a matrix-vector product over 512 MiB) and the peak of a matrix product; best trial."""
-    data = torch.ones(READ_BYTES // (4 * MATRIX_SIDE), MATRIX_SIDE, device=device)
-    read_s = _best(data.matmul, data[0], device, trials)
-    bandwidth = data.nbytes / read_s
+    """Measure memory bandwidth (a matrix-vector product over 512 MiB) and the peak of a matrix product; best trial.
+
+    On a GPU many products are queued at once, so that the time of starting them does not count.
+    """
+    side, queued = (8192, 20) if device.type == "cuda" else (2048, 1)
+    data = torch.ones(READ_BYTES // (4 * side), side, device=device)
+    bandwidth = data.nbytes / _best_s(data, data[0], queued, trials)
     del data
-    matrix = torch.ones(MATRIX_SIDE, MATRIX_SIDE, device=device, dtype=dtype)
-    multiply_s = _best(matrix.matmul, matrix, device, trials)
-    return Limits(bandwidth, 2 * MATRIX_SIDE**3 / multiply_s)
+    matrix = torch.ones(side, side, device=device, dtype=dtype)
+    return Limits(bandwidth, 2 * side**3 / _best_s(matrix, matrix, queued, trials))
 
 
-def _best(
-    product: Callable[[torch.Tensor], torch.Tensor], other: torch.Tensor, device: torch.device, trials: int
-) -> float:
-    """Return the seconds of the fastest of ``trials`` products."""
+def _best_s(matrix: torch.Tensor, other: torch.Tensor, queued: int, trials: int) -> float:
+    """Return the seconds of one product, in the fastest of ``trials`` of ``queued`` products."""
     times = []
     for _ in range(trials + 1):  # the first one warms up
-        synchronise(device)
+        synchronise(matrix.device)
         started = time.perf_counter()
-        product(other)
-        synchronise(device)
-        times.append(time.perf_counter() - started)
+        for _ in range(queued):
+            matrix.matmul(other)
+        synchronise(matrix.device)
+        times.append((time.perf_counter() - started) / queued)
     return min(times[1:])
 
 

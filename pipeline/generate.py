@@ -8,14 +8,16 @@ Writes ``records.jsonl`` (a prompt a line), then ``cell.json``. A cell that cann
 ``status`` failed and a reason, and the exit status is 0, so that the other cells go on and the table says it.
 
 The measuring itself runs in a process of its own. If that process is killed, as the kernel does when memory is short,
-it is started again and goes on at its prompt; killed twice at the same prompt, the cell has failed and says why.
+or crashes, it is started again and goes on at its prompt; twice at the same prompt, the cell has failed and says why.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, command, nearest
 from pipeline.files import atomic_write, sha256_of
+from pipeline.machine import describe_machine, package_versions
 from pipeline.registry import METHODS, find
 from pipeline.sources import ROOT, sources_of
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("bfloat16", "float16", "float32")
 JOURNAL = "journal.jsonl"
+FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -85,7 +89,8 @@ def read_requests(path: Path) -> list[dict[str, Any]]:
         UserError: the file is missing, damaged or empty.
     """
     try:
-        requests = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # Not splitlines(): a prompt may hold other line separators, which JSON leaves as they are.
+        requests = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run python -m pipeline.prepare first") from None
     except ValueError as error:
@@ -96,19 +101,23 @@ def read_requests(path: Path) -> list[dict[str, Any]]:
 
 
 def fingerprint_of(spec: CellSpec) -> str:
-    """Return a hash of everything that the cell's figures depend on: arguments, prompts, model, code."""
+    """Return a hash of all that the cell's figures depend on: arguments, prompts, model, code, machine, packages."""
     files = [spec.requests, *sorted(spec.model_dir.glob("*.json"))]
     code = sources_of("pipeline.generate", METHODS["autoregressive"].module, METHODS[spec.method].module)
     parts = {
         "arguments": asdict(spec),
         "files": {str(path): sha256_of(path) for path in files},
         "code": {name: sha256_of(ROOT / name) for name in code},
+        "method": METHODS[spec.method].target,
+        "machine": describe_machine(),
+        "packages": package_versions(),
     }
     return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def work(arguments: argparse.Namespace) -> None:
     """Measure the cell in this process and write its files."""
+    parent = os.getppid()
     from pipeline.cell import CellSpec, run_cell
     from pipeline.clock import machine_lock
     from pipeline.record import Journal
@@ -125,11 +134,11 @@ def work(arguments: argparse.Namespace) -> None:
             return  # by a process that held the machine before this one, left over from a run that was killed
         try:
             with Journal(spec.output / JOURNAL, fingerprint) as journal:
-                records, summary = run_cell(spec, requests, journal)
-        except OSError as error:
-            # A full disk is no property of the method: nothing is lost, and the same command goes on from here.
-            raise UserError(f"{error.strerror or error}: {error.filename or spec.output}") from error
+                records, summary = run_cell(spec, requests, journal, parent)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:
+                # No property of the method: nothing is lost, and the same command goes on from here.
+                raise UserError(f"{error.strerror}: {error.filename or spec.output}") from error
             traceback.print_exc()
             write_failure(spec.output, spec.identity, f"{type(error).__name__}: {error}")
             return
@@ -141,7 +150,8 @@ def write_cell(folder: Path, records: list[dict[str, Any]], summary: dict[str, A
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     atomic_write(folder / "records.jsonl", "".join(f"{line}\n" for line in lines))
     atomic_write(folder / "cell.json", json.dumps(summary, indent=2) + "\n")
-    (folder / JOURNAL).unlink(missing_ok=True)
+    if summary["status"] == "ok":  # what a failed cell finished is there when it is tried again
+        (folder / JOURNAL).unlink(missing_ok=True)
 
 
 def is_finished(folder: Path, fingerprint: str) -> bool:
@@ -165,13 +175,16 @@ def supervise(arguments: argparse.Namespace) -> int:
     journal, finished = arguments.output / JOURNAL, -1
     while True:
         worker = subprocess.run([sys.executable, "-m", "pipeline.generate", *sys.argv[1:], "--worker"], check=False)
-        if worker.returncode != -signal.SIGKILL:
-            return worker.returncode if worker.returncode >= 0 else 128 - worker.returncode
+        if worker.returncode >= 0:
+            return worker.returncode
+        if -worker.returncode in (signal.SIGINT, signal.SIGTERM):  # somebody wants it to stop
+            return 128 - worker.returncode
         before, finished = finished, _count_lines(journal)
-        if finished <= before:
+        if finished == before:
             identity = {name: getattr(arguments, name) for name in ("dtype", "method", "task", "seed")}
             identity |= {"model": arguments.model_dir.name, "lossless": METHODS[arguments.method].lossless}
-            reason = f"killed twice at prompt {max(finished - 1, 0)}; is the memory enough? Delete the folder to retry"
+            name = signal.Signals(-worker.returncode).name
+            reason = f"killed twice at prompt {max(finished - 1, 0)} by {name}; SIGKILL can mean too little memory"
             write_failure(arguments.output, identity, reason)
             return 0
         print("the measuring process was killed; going on at the same prompt", file=sys.stderr)

@@ -54,6 +54,8 @@ def summarise(
     speeds, baseline_speeds = [*map(tokens_per_second, runs)], [*map(tokens_per_second, baselines)]
     speedup = paired_speedup(speeds, baseline_speeds)
     decoded = [run for run in runs if run["tokens_by_step"]]
+    # What prefill emitted is no part of decode: one token, or more where a method drafts before it.
+    tokens = [sum(run["tokens_by_step"]) for run in decoded]
     decode_s = sum(run["decode_s"] for run in decoded)
     traffic = sum(bytes_read(run, weight_bytes, cache_bytes_per_token) for run in decoded)
     work = sum(operations(run, weight_bytes // parameter_bytes) for run in decoded)
@@ -62,21 +64,20 @@ def summarise(
         **{name: sum(run[name] for run in runs) for name in SUMS},
         "tokens_per_second": statistics.median(speeds),
         "baseline_tokens_per_second": statistics.median(baseline_speeds),
-        "decode_tokens_per_second": _median([(run["num_new_tokens"] - 1) / run["decode_s"] for run in decoded]),
+        "decode_tokens_per_second": _median([n / run["decode_s"] for n, run in zip(tokens, decoded, strict=True)]),
         "ttft_s": statistics.median(run["ttft_s"] for run in runs),
-        "tpot_s": _median([run["decode_s"] / (run["num_new_tokens"] - 1) for run in decoded]),
+        "tpot_s": _median([run["decode_s"] / n for n, run in zip(tokens, decoded, strict=True)]),
         "speedup": speedup.ratio,
         "speedup_low": speedup.low,
         "speedup_high": speedup.high,
-        "tokens_per_step": _ratio(
-            sum(run["num_new_tokens"] - 1 for run in decoded), sum(len(run["tokens_by_step"]) for run in decoded)
-        ),
+        "tokens_per_step": _ratio(sum(tokens), sum(len(run["tokens_by_step"]) for run in decoded)),
         "bytes_read": traffic,
         "flops": work,
         "mbu": _ratio(traffic, decode_s * limits.bandwidth_bytes_per_s),
         "mfu": _ratio(work, decode_s * limits.flops_per_s),
         "bandwidth_bytes_per_s": limits.bandwidth_bytes_per_s,
         "flops_per_s": limits.flops_per_s,
+        "draft_s": sum(run["draft_s"] for run in runs),
         "lossless_match": 1 - len(first_divergences(records)) / len(records),
         "output_sha256": hashlib.sha256(json.dumps([run["output_ids"] for run in runs]).encode()).hexdigest(),
     }
@@ -84,7 +85,7 @@ def summarise(
 
 def bytes_read(run: Record, weight_bytes: int, cache_bytes_per_token: int) -> int:
     """Return the bytes that the decode steps of one run had to read: weights and live keys and values, once a step."""
-    length, total = run["prompt_length"] + 1, 0
+    length, total = run["prompt_length"] + run["num_new_tokens"] - sum(run["tokens_by_step"]), 0
     for emitted in run["tokens_by_step"]:
         total += weight_bytes + length * cache_bytes_per_token
         length += emitted

@@ -22,8 +22,41 @@ def test_ids_are_the_models_greedy_ones(tmp_path: Path, peer: type[TransformersG
     model = save_model(tmp_path)
     generation = peer.from_pretrained(tmp_path, dtype=torch.float32).generate(prompt, max_new_tokens=50)
     assert list(generation.output_ids) == greedy_of(model, prompt, 50)
-    assert 1 + sum(step.emitted for step in generation.steps) == generation.num_new_tokens
+    assert generation.prefill_accepted + 1 + sum(step.emitted for step in generation.steps) == len(
+        generation.output_ids
+    )
     assert generation.accepted_draft_tokens <= generation.candidate_tokens
+
+
+def test_prompt_lookup_counts_what_its_prefill_accepts(tmp_path: Path) -> None:
+    """The prompt holds its own continuation: transformers drafts before prefill, which then emits several tokens."""
+    model = save_model(tmp_path)
+    start = [5, 9, 3]
+    prompt = [*start, *greedy_of(model, start, 30), *start, *greedy_of(model, start, 30)[:10]]
+    truth = greedy_of(model, prompt, 40)
+    peer = TransformersPromptLookup.from_pretrained(tmp_path, dtype=torch.float32)
+    generation = peer.generate(prompt, max_new_tokens=40)
+    assert list(generation.output_ids) == truth
+    assert generation.prefill_accepted > 0
+    # By hand: each forward pass emits what it accepts and one token more.
+    emitted = [generation.prefill_accepted + 1, *(step.emitted for step in generation.steps)]
+    assert sum(emitted) == generation.num_new_tokens
+    assert generation.accepted_draft_tokens >= generation.num_new_tokens - len(emitted)
+    assert generation.tokens_per_step == pytest.approx(sum(emitted[1:]) / len(emitted[1:]))
+
+
+def test_a_checkpoints_own_penalties_are_left_aside(tmp_path: Path) -> None:
+    model = save_model(tmp_path)
+    model.generation_config.repetition_penalty = 1.8
+    model.generation_config.eos_token_id = [2, 17]
+    model.generation_config.save_pretrained(tmp_path)
+    peer = TransformersGreedy.from_pretrained(tmp_path, dtype=torch.float32)
+    engine = SpeculativeDecoder(TargetModel.from_pretrained(tmp_path), AutoregressiveDrafter())
+    for prompt in ([5, 9, 3], [7], [30, 8]):
+        assert (
+            peer.generate(prompt, max_new_tokens=40).output_ids == engine.generate(prompt, max_new_tokens=40).output_ids
+        )
+    assert peer.end_token_ids == engine.target.end_token_ids == {2, 17}
 
 
 def test_prompt_lookup_counts_its_steps_and_candidates(tmp_path: Path) -> None:

@@ -128,6 +128,32 @@ def test_bad_requests_are_refused(target: TargetModel, prompt: list[int], limit:
         SpeculativeDecoder(target, AutoregressiveDrafter()).generate(prompt, max_new_tokens=limit)
 
 
-def test_the_context_can_be_filled_to_its_last_token(target: TargetModel) -> None:
-    generation = SpeculativeDecoder(target, RandomTrees()).generate([3] * 480, max_new_tokens=32)
-    assert generation.num_new_tokens == 32 or not generation.truncated
+def test_the_context_can_be_filled_to_its_last_token(model: torch.nn.Module, target: TargetModel) -> None:
+    truth = greedy_of(model, [3] * 480, 32)
+    generation = SpeculativeDecoder(target, RandomTrees(truth)).generate([3] * 480, max_new_tokens=32)
+    assert list(generation.output_ids) == truth
+
+
+def test_accepted_tokens_are_counted_as_a_walk_through_the_trees_counts_them(
+    model: torch.nn.Module, target: TargetModel
+) -> None:
+    truth = greedy_of(model, PROMPTS[0], 40)
+    drafter = RandomTrees(truth)
+    generation = SpeculativeDecoder(target, drafter).generate(PROMPTS[0], max_new_tokens=len(truth))
+    at, accepted = 1, 0
+    for verdict in drafter.verdicts:
+        node, depth = 0, 0
+        while children := [
+            c for c in verdict.tree.children[node] if verdict.tree.tokens[c : c + 1] == (*truth[at : at + 1],)
+        ]:
+            node, depth, at = children[0], depth + 1, at + 1
+        accepted, at = accepted + depth, at + 1
+    assert generation.accepted_draft_tokens == accepted > 0
+
+
+def test_a_tree_wider_than_the_decode_width_is_read_too(folder: Path, model: torch.nn.Module) -> None:
+    narrow = TargetModel.from_pretrained(folder, decode_width=4)
+    truth = greedy_of(model, PROMPTS[0], 30)
+    assert (
+        list(SpeculativeDecoder(narrow, RandomTrees(truth)).generate(PROMPTS[0], max_new_tokens=30).output_ids) == truth
+    )

@@ -123,6 +123,8 @@ def test_what_the_forward_pass_lacks_is_refused_by_name() -> None:
         check_supported(MistralConfig(sliding_window=4096))
     with pytest.raises(ValueError, match="activation 'gelu'"):
         check_supported(LlamaConfig(hidden_act="gelu"))
+    with pytest.raises(ValueError, match="quantised"):
+        check_supported(LlamaConfig(quantization_config={"quant_method": "fp8"}))
     with pytest.raises(ValueError, match="rope_type 'dynamic'"):
         check_supported(LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}))
 

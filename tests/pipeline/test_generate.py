@@ -87,7 +87,8 @@ def test_a_cell_has_a_record_a_prompt_and_figures_that_follow_from_them(
     assert summary["lossless_match"] == 1.0
     assert summary["num_new_tokens"] == sum(len(record["method"]["output_ids"]) for record in records)
     assert summary["truncated"] == sum(record["method"]["truncated"] for record in records)
-    assert summary["peak_memory_bytes"] > 0
+    assert summary["peak_memory_bytes"] > summary["weight_bytes"] + (summary["cache_bytes"] or 0)
+    assert (summary["cache_bytes"] is None) == method.startswith("hf_")
     assert summary["mbu"] > 0
     assert all("w2" not in record["text"] for record in records)
     assert not (tmp_path / "cell/journal.jsonl").exists()
@@ -106,7 +107,9 @@ def test_a_sampled_cell_is_the_same_when_run_again_and_another_with_another_seed
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         done = run(model, requests, tmp_path / name, sampling='{"temperature": 1.0}', seed=seed)
         assert done.returncode == 0, done.stderr
-        hashes.append(cell(tmp_path / name)["output_sha256"])
+        summary = cell(tmp_path / name)
+        hashes.append(summary["output_sha256"])
+        assert summary["lossless_match"] is None  # by chance the texts differ from the baseline's
     assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -145,8 +148,8 @@ def test_when_only_the_measuring_process_is_killed_the_cell_goes_on(
     model: Path, requests: Path, tmp_path: Path
 ) -> None:
     process = subprocess.Popen(command(model, requests, tmp_path / "cell"), stderr=subprocess.PIPE, text=True)
-    journal = tmp_path / "cell/journal.jsonl"
-    while not journal.exists():
+    journal, until = tmp_path / "cell/journal.jsonl", time.monotonic() + 120
+    while not journal.exists() and time.monotonic() < until:
         time.sleep(0.002)
     for worker in psutil.Process(process.pid).children():
         os.kill(worker.pid, signal.SIGKILL)
@@ -166,6 +169,32 @@ def test_a_cell_that_cannot_be_run_is_written_as_failed_with_its_reason(
     assert "min_ngram must be between 1 and max_ngram=3, not 9" in summary["reason"]
     assert "\n" not in summary["reason"]
     assert (tmp_path / "cell/records.jsonl").read_text() == ""
+
+
+def test_a_cell_that_crashes_twice_at_the_same_prompt_has_failed_and_keeps_what_it_had(
+    model: Path, requests: Path, tmp_path: Path
+) -> None:
+    """Its own process is crashed whenever it has two prompts on disk."""
+    process = subprocess.Popen(command(model, requests, tmp_path / "cell"), stderr=subprocess.DEVNULL)
+    journal = tmp_path / "cell/journal.jsonl"
+    while process.poll() is None:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= 3:
+            for worker in psutil.Process(process.pid).children():
+                worker.send_signal(signal.SIGSEGV)
+        time.sleep(0.002)
+    assert process.returncode == 0
+    summary = cell(tmp_path / "cell")
+    assert summary["status"] == "failed"
+    assert summary["reason"].startswith("killed twice at prompt ")
+    assert "SIGSEGV" in summary["reason"]
+    assert journal.exists()
+
+
+def test_a_prompt_may_hold_any_line_separator(model: Path, requests: Path, tmp_path: Path) -> None:
+    first = json.loads(requests.read_text().split("\n")[0])
+    requests.write_text(json.dumps(first | {"prompt": "a\u2028b\u0085c"}, ensure_ascii=False) + "\n")
+    assert run(model, requests, tmp_path / "cell").returncode == 0
+    assert cell(tmp_path / "cell")["status"] == "ok"
 
 
 def test_what_prepare_found_wrong_is_the_cells_reason(model: Path, tmp_path: Path) -> None:

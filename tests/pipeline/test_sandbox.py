@@ -261,7 +261,9 @@ def test_subclasses_travel_as_their_base() -> None:
     assert type(from_plain(to_plain(Counter("aab")))) is dict
 
 
-@pytest.mark.parametrize("value", [object(), len, iter([1]), range(3), [object()]], ids=repr)
+@pytest.mark.parametrize(
+    "value", [object(), len, iter([1]), range(3), [object()]], ids=["object", "function", "iterator", "range", "nested"]
+)
 def test_other_values_are_refused(value: object) -> None:
     with pytest.raises(TypeError, match="is not plain data"):
         to_plain(value)
