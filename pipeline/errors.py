@@ -12,16 +12,25 @@ import functools
 import sys
 from collections.abc import Callable, Iterable
 
+MOST_LISTED = 8
+
 
 class UserError(Exception):
     """Bad input. The message is one line that names the key, the value and, if there is one, the nearest valid one."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` for the closest of ``known``, or the list of all of them if none is close."""
-    choices = sorted(known)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
+def nearest(word: object, known: Iterable[object]) -> str:
+    """Return ``did you mean 'x'?`` for the closest of ``known``; if none is close, list them, or the first of many."""
+    choices = sorted(map(str, known))
+    if close := difflib.get_close_matches(str(word), choices, n=1, cutoff=0.5):
+        return f"did you mean {close[0]!r}?"
+    more = f" and {len(choices) - MOST_LISTED} more" if len(choices) > MOST_LISTED else ""
+    return f"known: {', '.join(choices[:MOST_LISTED])}{more}"
+
+
+def tell(error: object) -> None:
+    """Print an error as one line on stderr, however many its text has."""
+    print("error:", " ".join(line.strip() for line in str(error).splitlines()), file=sys.stderr)
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
@@ -32,12 +41,12 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tell(error)
             sys.exit(2)
         except OSError as error:
             # A full disk, a folder that cannot be written: the operating system's own words are clear enough.
             place = f" ({error.filename})" if error.filename else ""
-            print(f"error: {error.strerror or error}{place}", file=sys.stderr)
+            tell(f"{error.strerror or error}{place}")
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on", file=sys.stderr)
