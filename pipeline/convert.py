@@ -48,6 +48,8 @@ def convert_gguf(gguf: Path, folder: Path) -> dict[str, Any]:
         raise UserError(f"{gguf.name} cannot be converted: {_first_line(error)}") from error
     model.save_pretrained(folder, max_shard_size="5GB")
     tokenizer.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):  # written for the owner's eyes only, unlike all other files
+        weights.chmod((folder / "config.json").stat().st_mode)
     return metadata
 
 

@@ -14,10 +14,12 @@ import argparse
 import hashlib
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pipeline.errors import UserError, command
-from pipeline.files import atomic_write
+from pipeline.errors import UserError, command, tell
+from pipeline.files import atomic_write, sha256_of_all
 from pipeline.registry import TASKS, find
 from pipeline.tasks.source import Document, Source, to_jsonl
 
@@ -36,15 +38,6 @@ def from_embedded(task: str) -> tuple[list[Document], str, str]:
     return list(embedded.documents()), *embedded.about()
 
 
-def _sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the bytes of all files of a folder in the order of their names."""
-    files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def from_path(task: str, path: Path) -> tuple[list[Document], str, str]:
     """Return the documents of ``task`` in a file or folder, its name, and as revision the SHA-256 of what was read."""
     read = source_of(task).from_path
@@ -52,7 +45,9 @@ def from_path(task: str, path: Path) -> tuple[list[Document], str, str]:
         raise UserError(f"task {task!r} cannot be read from a path")
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    return read(path), f"path:{path}", f"sha256:{_sha256_of(path)}"
+    documents = read(path)
+    files = (file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    return documents, f"path:{path}", f"sha256:{sha256_of_all(files)}"
 
 
 def from_hub(task: str, name: str, revision: str | None) -> tuple[list[Document], str, str]:
@@ -99,14 +94,29 @@ def write(task: str, documents: list[Document], source: str, revision: str, outp
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "num_docs": len(documents),
     }
+    _write_both(about, text, output)
+
+
+def _write_both(about: Mapping[str, Any], text: str, output: Path) -> None:
     (output / "data.jsonl").unlink(missing_ok=True)
     atomic_write(output / "source.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
     atomic_write(output / "data.jsonl", text)
 
 
+def read(arguments: argparse.Namespace) -> tuple[list[Document], str, str]:
+    """Return the documents from the one source that the command line asks for, its name, and what pins it."""
+    if arguments.revision and not arguments.hub:
+        raise UserError(f"revision: {arguments.revision!r} is of no use without hub:")
+    if arguments.hub:
+        return from_hub(arguments.task, arguments.hub, arguments.revision)
+    if arguments.path:
+        return from_path(arguments.task, arguments.path)
+    return from_embedded(arguments.task)
+
+
 @command
 def main() -> None:
-    """Read the documents from the one source asked for, and write them."""
+    """Write the documents, or, as a row, why there are none."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.dataset", description="Write the documents of a task.")
     parser.add_argument("--task", required=True)
     where = parser.add_mutually_exclusive_group()
@@ -114,16 +124,19 @@ def main() -> None:
     where.add_argument("--hub", help="data set on the Hugging Face hub: org/name")
     parser.add_argument("--revision", help="branch, tag or commit of the hub data set")
     parser.add_argument("--output", type=Path, required=True, help="folder for data.jsonl and source.json")
+    parser.add_argument(
+        "--errors-as-rows",
+        action="store_true",
+        help="where there are no documents, write an empty data.jsonl and the reason, for the cells to tell as a row",
+    )
     arguments = parser.parse_args()
-    if arguments.revision and not arguments.hub:
-        raise UserError(f"revision: {arguments.revision!r} is of no use without hub:")
-    if arguments.hub:
-        found = from_hub(arguments.task, arguments.hub, arguments.revision)
-    elif arguments.path:
-        found = from_path(arguments.task, arguments.path)
-    else:
-        found = from_embedded(arguments.task)
-    write(arguments.task, *found, arguments.output)
+    try:
+        write(arguments.task, *read(arguments), arguments.output)
+    except UserError as error:
+        if not arguments.errors_as_rows:
+            raise
+        tell(error)
+        _write_both({"task": arguments.task, "error": str(error)}, "", arguments.output)
 
 
 if __name__ == "__main__":

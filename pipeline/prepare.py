@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError, command
+from pipeline.errors import UserError, command, tell
 from pipeline.files import atomic_write
 from pipeline.tasks.loading import load_task
 from pipeline.tasks.source import to_jsonl
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 FEWSHOT_SEED = 1234
 
 
-class RequestError(UserError):
-    """A model and a task do not go together, though each is sound: their cells fail."""
-
-
 def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
     """Return the tokenizer and the configuration of a model folder.
 
@@ -39,6 +36,7 @@ def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, Pretrained
     """
     if not model_dir.is_dir():
         raise UserError(f"{model_dir}: no such model folder; run python -m pipeline.fetch first")
+    check_source(model_dir)
     from transformers import AutoConfig, AutoTokenizer
 
     try:
@@ -48,6 +46,18 @@ def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, Pretrained
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{model_dir}: cannot load the tokenizer or the configuration: {reason}") from error
     return tokenizer, config
+
+
+def check_source(folder: Path) -> None:
+    """Raise the ``UserError`` for which ``pipeline.fetch`` or ``pipeline.dataset`` could not fill a folder, if any."""
+    try:
+        source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return  # a folder that was made by hand
+    except ValueError as error:
+        raise UserError(f"{folder / 'source.json'} is damaged: {error}") from None
+    if "error" in source:
+        raise UserError(source["error"])
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
@@ -109,17 +119,21 @@ def build_requests(
         One dict a prompt, with ``prompt_ids`` (ints); ``until`` has the end-of-sequence text too, as in lm-eval.
 
     Raises:
-        RequestError: the tokenizer has no chat template, or a prompt does not fit into the context.
-        UserError: fewer documents than prompts asked for.
+        UserError: fewer documents than prompts asked for, no chat template or one that fails, or a prompt that does
+            not fit into the context.
     """
+    from jinja2.exceptions import TemplateError
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, resolve_max_length
 
     if chat_template and not tokenizer.chat_template:
-        raise RequestError(f"chat_template: true, but the tokenizer of model {model!r} has no chat template; use false")
+        raise UserError(f"chat_template: true, but the tokenizer of model {model!r} has no chat template; use false")
     task_name = task.task_name
     if num_prompts > (num_documents := len(task.eval_docs)):
         raise UserError(f"num_prompts: {num_prompts}, but task {task_name!r} has only {num_documents} documents")
-    _build_prompts(task, tokenizer, num_prompts, chat_template)
+    try:
+        _build_prompts(task, tokenizer, num_prompts, chat_template)
+    except TemplateError as error:
+        raise UserError(f"chat_template: true, but the chat template of model {model!r} fails: {error}") from error
     eos = None if tokenizer.eos_token_id is None else str(tokenizer.decode(tokenizer.eos_token_id))
     context = resolve_max_length(config, tokenizer)
     requests: list[dict[str, Any]] = []
@@ -129,7 +143,7 @@ def build_requests(
         if (length := len(prompt_ids)) + max_new_tokens > context:
             told = f"prompt {prompt_id} of task {task_name!r} has {length} tokens"
             limit = f"with max_new_tokens: {max_new_tokens}"
-            raise RequestError(f"{told}; {limit} that is more than the {context} that model {model!r} can read")
+            raise UserError(f"{told}; {limit} that is more than the {context} that model {model!r} can read")
         request = {"prompt_id": prompt_id, "doc_id": instance.doc_id, "prompt": prompt, "prompt_ids": prompt_ids}
         until = handle_stop_sequences(normalize_gen_kwargs(generation_kwargs).get("until"), eos=eos)
         requests.append({**request, "until": until, "max_new_tokens": max_new_tokens})
@@ -156,16 +170,16 @@ def main() -> None:
     parser.add_argument(
         "--errors-as-rows",
         action="store_true",
-        help='where model and task do not go together, write one line {"error": ...} for the cells to tell as a row',
+        help='where there are no requests to write, write one line {"error": ...} for the cells to tell as a row',
     )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
 
-    tokenizer, config = load_tokenizer(arguments.model)
-    task = load_task(arguments.task, arguments.data / "data.jsonl", arguments.max_new_tokens)
     try:
+        tokenizer, config = load_tokenizer(arguments.model)
+        check_source(arguments.data)
         requests = build_requests(
-            task,
+            load_task(arguments.task, arguments.data / "data.jsonl", arguments.max_new_tokens),
             tokenizer,
             config,
             num_prompts=arguments.num_prompts,
@@ -173,9 +187,10 @@ def main() -> None:
             chat_template=arguments.chat_template,
             model=arguments.model.name,
         )
-    except RequestError as error:
+    except UserError as error:
         if not arguments.errors_as_rows:
             raise
+        tell(error)
         requests = [{"error": str(error)}]
     atomic_write(arguments.output, to_jsonl(requests))
 

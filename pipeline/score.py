@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError, command
+from pipeline.errors import UserError, command, tell
 from pipeline.files import atomic_write
-from pipeline.tasks.loading import load_task
+from pipeline.tasks.loading import load_task, yaml_of
 from pipeline.tasks.source import to_jsonl
 
 if TYPE_CHECKING:
@@ -137,25 +137,26 @@ def read_cell(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return cell, records
 
 
+def without_score(status: str, reason: str) -> dict[str, Any]:
+    """Return what goes to ``score.json`` where nothing was scored."""
+    nothing: dict[str, Any] = {"quality": None, "quality_stderr": None, "metrics": {}, "signatures": {}}
+    return {"status": status, "reason": reason, "metric": "", **nothing, "num_prompts": 0}
+
+
 def score_cell(
     task_name: str, data: Path, cell: Path, allow_code_execution: bool
 ) -> tuple[dict[str, Any], list[Sample]]:
-    """Return what goes to ``score.json`` and, a sample a line, to ``samples.jsonl``."""
-    task = load_task(task_name, data / "data.jsonl")
+    """Return what goes to ``score.json`` and, a sample a line, to ``samples.jsonl``.
+
+    Raises:
+        UserError: a file is missing or damaged, or what scoring needs (the sandbox) cannot be had.
+    """
     summary, records = read_cell(cell)
+    if summary["status"] != "ok":  # there may be no documents either, if it was those that failed
+        return without_score(summary["status"], summary.get("reason", "")), []
+    task = load_task(task_name, data / "data.jsonl")
     metric = next(iter(task.aggregation()))
-    score: dict[str, Any] = {
-        "status": summary["status"],
-        "reason": summary.get("reason", ""),
-        "metric": metric,
-        "quality": None,
-        "quality_stderr": None,
-        "metrics": {},
-        "signatures": {},
-        "num_prompts": len(records),
-    }
-    if summary["status"] != "ok":
-        return score, []
+    score = without_score("ok", "") | {"metric": metric, "num_prompts": len(records)}
     if getattr(task, "UNSAFE_CODE", False) and not allow_code_execution:
         return {**score, "status": "skipped", "reason": CODE_IS_OFF}, []
     if getattr(task, "UNSAFE_CODE", False):
@@ -170,14 +171,22 @@ def score_cell(
 
 @command
 def main() -> None:
-    """Write ``samples.jsonl``, then ``score.json``, into the cell's folder."""
+    """Write ``samples.jsonl``, then ``score.json``, into the cell's folder; what cannot be scored is a failed score."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.score", description="Score one cell.")
     parser.add_argument("--task", required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with data.jsonl")
     parser.add_argument("--cell", type=Path, required=True, help="folder with cell.json and records.jsonl")
     parser.add_argument("--allow-code-execution", action="store_true", help="run generated code, in the sandbox")
     arguments = parser.parse_args()
-    score, samples = score_cell(arguments.task, arguments.data, arguments.cell, arguments.allow_code_execution)
+    yaml_of(arguments.task)
+    try:
+        score, samples = score_cell(arguments.task, arguments.data, arguments.cell, arguments.allow_code_execution)
+    except UserError as error:
+        inputs = (arguments.cell / "cell.json", arguments.cell / "records.jsonl", arguments.data / "data.jsonl")
+        if not all(file.is_file() for file in inputs):
+            raise  # a mistake in the command
+        tell(error)
+        score, samples = without_score("failed", str(error)), []
     atomic_write(arguments.cell / "samples.jsonl", to_jsonl(samples))
     atomic_write(arguments.cell / "score.json", json.dumps(score, indent=2, ensure_ascii=False) + "\n")
 

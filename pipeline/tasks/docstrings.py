@@ -26,10 +26,11 @@ def document_of(node: ast.FunctionDef, lines: list[str], module: str) -> Documen
 
     Args:
         node: the function.
-        lines: the lines of its file, with line ends.
+        lines: the lines of its file, without line ends.
         module: the name of its module.
 
-    It suits if the first paragraph of its docstring is one line, and both texts have a sensible length.
+    It suits if the first paragraph of its docstring is one line, both texts have a sensible length, and what is left
+    is still Python: moving a method to the margin breaks one that holds a text of several lines.
     """
     docstring = ast.get_docstring(node)
     if docstring is None or len(node.body) < 2:
@@ -40,15 +41,19 @@ def document_of(node: ast.FunctionDef, lines: list[str], module: str) -> Documen
     if (rest and rest[0].strip()) or header_end < node.lineno or node.body[1].lineno <= (quoted.end_lineno or 0):
         return None
     without_docstring = lines[node.lineno - 1 : header_end] + lines[quoted.end_lineno : node.end_lineno]
-    code = textwrap.dedent("".join(without_docstring)).rstrip()
+    code = textwrap.dedent("\n".join(without_docstring)).rstrip()
     if len(code) not in BODY_CHARS or len(summary) not in SUMMARY_CHARS or not summary.isascii():
+        return None
+    try:
+        ast.parse(code)
+    except SyntaxError:
         return None
     return {"name": f"{module}.{node.name}", "body": code, "summary": summary}
 
 
 def _functions(path: Path) -> Iterator[Document]:
     source = path.read_text(encoding="utf-8")
-    lines = source.splitlines(keepends=True)
+    lines = source.split("\n")  # as the parser counts them; str.splitlines would also cut at a form feed
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and (document := document_of(node, lines, path.stem)):
             yield document

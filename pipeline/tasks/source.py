@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import MOST_LISTED, UserError, nearest
 
 Document = dict[str, str]
 
@@ -69,6 +69,10 @@ def nearest_key(key: str, row: Mapping[str, Any]) -> str:
 
 def read_text(path: Path) -> str:
     """Return a UTF-8 file as text, with an error that names the file if it is missing or not UTF-8."""
+    if path.is_dir():
+        names = sorted(file.name for file in path.glob("*.jsonl"))
+        inside = f"did you mean one of {', '.join(names[:MOST_LISTED])}?" if names else "it holds no *.jsonl"
+        raise UserError(f"{path}: a folder, expected a file; {inside}")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
@@ -96,8 +100,12 @@ def read_jsonl(path: Path, to_document: Callable[[Mapping[str, Any]], Document |
             raise UserError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
         try:
             document = to_document(row)
+            to_jsonl([document or {}]).encode()
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error}") from None
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise UserError(f"{path}, line {number}: {half} is half a character, which no text can hold") from None
         if document is not None:
             documents.append(document)
     return documents

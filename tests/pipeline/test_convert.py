@@ -147,6 +147,13 @@ def test_the_folder_is_plain_safetensors(converted) -> None:
     assert {file.suffix for file in folder.iterdir()} == {".json", ".jinja", ".safetensors"}
 
 
+def test_all_files_have_the_mode_of_ordinary_files(converted) -> None:
+    (converted[1] / "ordinary").touch()
+    ordinary = (converted[1] / "ordinary").stat().st_mode
+    (converted[1] / "ordinary").unlink()
+    assert {file.stat().st_mode for file in converted[1].iterdir()} == {ordinary}
+
+
 def test_special_tokens_are_single_and_text_round_trips(converted) -> None:
     tokenizer = AutoTokenizer.from_pretrained(converted[1])
     assert tokenizer.encode("<|im_start|>") == [1]

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -128,6 +129,10 @@ BAD_FILES = {
     ),
     "not text": (b'{"question": "a", "answer": 4}\n', "line 1: key 'answer' is int, expected text"),
     "empty row": (b"{}\n", "line 1: key 'question' is missing; the row is empty"),
+    "half a character": (
+        json.dumps(GSM).encode() + b'\n{"question": "\\ud83d?", "answer": "b"}\n',
+        "line 2: '\\ud83d' is half a character",
+    ),
     "not UTF-8": (b'{"question": "\xff"}\n', "not UTF-8 (byte 14 is 0xff)"),
     "empty": (b"\n", "has no documents"),
 }
@@ -165,6 +170,23 @@ def test_a_bad_request_is_told(arguments, message, tmp_path, monkeypatch, capsys
         run(monkeypatch, *arguments, "--output", tmp_path / "out")
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_where_a_file_is_wanted_is_told_with_the_files_in_it(tmp_path):
+    with pytest.raises(UserError, match=r"a folder, expected a file; it holds no \*\.jsonl$"):
+        dataset.from_path("gsm8k", tmp_path)
+    for name in ("train.jsonl", "test.jsonl", "readme.md"):
+        jsonl(tmp_path / name, GSM)
+    with pytest.raises(UserError, match=r"expected a file; did you mean one of test\.jsonl, train\.jsonl\?$"):
+        dataset.from_path("gsm8k", tmp_path)
+
+
+def test_documents_that_cannot_be_had_become_a_reason(tmp_path, monkeypatch, capsys):
+    run(monkeypatch, "--task", "gsm8k", "--path", jsonl(tmp_path / "good.jsonl", GSM), "--output", tmp_path / "out")
+    run(monkeypatch, "--task", "gsm8k", "--path", "/no/such.jsonl", "--output", tmp_path / "out", "--errors-as-rows")
+    reason = "/no/such.jsonl: no such file or folder"
+    assert read(tmp_path / "out") == ({"task": "gsm8k", "error": reason}, [])
+    assert capsys.readouterr().err == f"error: {reason}\n"
 
 
 def test_bad_multi30k_folders_are_told(tmp_path):
@@ -243,8 +265,20 @@ def test_a_docstring_is_cut_out_of_its_function():
         '        """Only a docstring, nothing else in here."""\n'
     )
     f, g = ast.parse(source).body[0].body
-    document = docstrings.document_of(f, source.splitlines(keepends=True), "m")
+    document = docstrings.document_of(f, source.split("\n"), "m")
     assert document["summary"] == "Return twice x, whatever x may be."
     assert document["body"] == "def f(self, x):\n    # doubled\n    return 2 * x" + " + 0" * 30
     assert document["name"] == "m.f"
-    assert docstrings.document_of(g, source.splitlines(keepends=True), "m") is None
+    assert docstrings.document_of(g, source.split("\n"), "m") is None
+
+
+def test_every_body_is_a_function_and_form_feeds_end_no_line(tmp_path):
+    body = "        return 2 * x" + " + 0" * 30 + "\n"
+    text = f'class A:\n    def f(self, x):\n        """Return twice x, whatever x may be."""\n{body}'
+    broken = text.replace("return 2", 'y = """\nat the margin\n"""\n        return 2')
+    (tmp_path / "a.py").write_text(broken + "\f\n" + text.replace("def f", "def g"))
+    (document,) = docstrings._functions(tmp_path / "a.py")
+    assert document["name"] == "a.g"
+    assert document["body"] == textwrap.dedent(f"    def g(self, x):\n{body}").rstrip()
+    for document in docstrings.documents():
+        assert isinstance(ast.parse(document["body"]).body[0], ast.FunctionDef)

