@@ -26,6 +26,7 @@ from pipeline.machine import describe_machine, git_state, package_versions
 from pipeline.schemas import benchmark
 
 IDENTITY = ("model", "dtype", "task", "method", "seed")  # in the order of the folders of results/cells/
+RAN_WITH = ("commit", "versions", "hardware", "num_threads")  # what each cell.json says of its own run
 BROKEN = (OSError, ValueError)  # what reading a missing or damaged JSON file raises
 
 
@@ -116,19 +117,35 @@ def as_text(settings: dict[str, Any] | None) -> str | None:
     return None if settings is None else json.dumps(settings, sort_keys=True)
 
 
-def provenance(table: pd.DataFrame, profile: str, tasks: Path, models: Path) -> dict[str, Any]:
-    """Return what a reader needs to trust, or repeat, the run that made ``table``."""
+def provenance(cells: list[Path], table: pd.DataFrame, profile: str, tasks: Path, models: Path) -> dict[str, Any]:
+    """Return what a reader needs to trust, or repeat, the runs that made ``table``.
+
+    A cell that was finished earlier is not run again, so each says itself what it ran with; what collects them now may
+    be newer.
+    """
+    runs = [read_cell(cell) for cell in cells]
     return {
         "profile": profile,
         "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "git": git_state(Path(__file__).parent),
-        "machine": describe_machine(),
-        "num_threads": sorted({int(count) for count in table["num_threads"].dropna()}),
-        "packages": package_versions(),
+        "cells": dict(sorted(Counter(table["status"]).items())),
+        "cells_ran_with": {name: distinct(runs, name) for name in RAN_WITH},
+        "collected_with": {
+            "commit": git_state(Path(__file__).parent),
+            "machine": describe_machine(),
+            "versions": package_versions(),
+        },
         "models": {name: read_source(models / name) for name in sorted(table["model"].unique())},
         "data": {name: read_source(tasks / name) for name in sorted(table["task"].unique())},
-        "cells": dict(sorted(Counter(table["status"]).items())),
     }
+
+
+def distinct(runs: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return the different values of ``name``, the most frequent first, each with the number of cells that have it.
+
+    A cell that failed before it knew has none, and is not counted.
+    """
+    counts = Counter(json.dumps(run[name], sort_keys=True) for run in runs if run.get(name) is not None)
+    return [{name: json.loads(value), "cells": count} for value, count in counts.most_common()]
 
 
 @command
@@ -149,7 +166,7 @@ def main() -> None:
     places = (arguments.profile, arguments.tasks_dir, arguments.models_dir)
     table = collect(arguments.cells, *places)
     # The provenance first: a table that exists is a table whose origin is known.
-    atomic_write(arguments.provenance, json.dumps(provenance(table, *places), indent=2) + "\n")
+    atomic_write(arguments.provenance, json.dumps(provenance(arguments.cells, table, *places), indent=2) + "\n")
     benchmark.write(table, arguments.output)
 
 

@@ -68,12 +68,17 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Return commit and whether tracked files differ from it; both ``None`` outside a git checkout."""
-    commit = _lines("git", "-C", str(folder), "rev-parse", "HEAD")
-    if not commit:
+    """Return commit and whether tracked files differ from it; both ``None`` outside a git checkout.
+
+    Args:
+        folder: the project, or a package directly in it. A checkout that the project merely lies in somewhere does not
+            count: its commit says nothing about our code.
+    """
+    git = ("git", "-C", str(folder))
+    top, commit = _lines(*git, "rev-parse", "--show-toplevel", "HEAD") or (None, None)
+    if top is None or Path(top) not in (folder.resolve(), folder.resolve().parent):
         return {"commit": None, "dirty": None}
-    changed = _lines("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit[0], "dirty": bool(changed)}
+    return {"commit": commit, "dirty": bool(_lines(*git, "status", "--porcelain", "--untracked-files=no"))}
 
 
 def _cpu() -> tuple[str, set[str]]:

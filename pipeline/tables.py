@@ -42,8 +42,6 @@ def as_markdown(table: pd.DataFrame, provenance: dict[str, Any]) -> str:
 
 def header(table: pd.DataFrame, provenance: dict[str, Any]) -> str:
     """Return one line: hardware, threads, dtype, prompts, commit, profile."""
-    git = provenance.get("git") or {}
-    commit = (git.get("commit") or "unknown")[:12] + (" with changes" if git.get("dirty") else "")
     prompts = table["num_prompts"].dropna()
     return " · ".join(
         [
@@ -51,10 +49,20 @@ def header(table: pd.DataFrame, provenance: dict[str, Any]) -> str:
             f"{listed(table['num_threads'])} threads",
             listed(table["dtype"]),
             f"{span(prompts)} prompts a cell",
-            f"commit {commit}",
+            commit_of(provenance),
             f"profile {listed(table['profile'])}",
         ]
     )
+
+
+def commit_of(provenance: dict[str, Any]) -> str:
+    """Return the commit that the cells ran with, or that there were several."""
+    states = [entry["commit"] for entry in provenance.get("cells_ran_with", {}).get("commit", [])]
+    commits = {state["commit"] for state in states}
+    if len(commits) > 1:
+        return "several commits"
+    changes = " with changes" if any(state["dirty"] for state in states) else ""
+    return f"commit {(''.join(filter(None, commits)) or 'unknown')[:12]}{changes}"
 
 
 def section(name: tuple[str, str, str], rows: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import collect
 from pipeline.errors import UserError
+from pipeline.machine import git_state
 from pipeline.schemas import benchmark
 from tests.pipeline.benchmark_rows import METRIC, row
 
@@ -160,12 +161,56 @@ def test_the_command_writes_table_and_provenance_and_never_imports_torch(results
     assert len(benchmark.read(tmp_path / "benchmark.csv")) == 2
     facts = json.loads((tmp_path / "provenance.json").read_text())
     assert facts["cells"] == {"failed": 1, "ok": 1}
-    assert facts["num_threads"] == [2]
+    assert facts["cells_ran_with"]["num_threads"] == [{"num_threads": 2, "cells": 1}]
     assert facts["models"]["smollm2-135m"]["weights_sha256"] == "a" * 64
     assert facts["data"]["humaneval"]["sha256"] == "b" * 64
-    assert facts["packages"]["pandas"]
-    assert facts["machine"]["cpu"]
-    assert facts["machine"]["memory_bytes"] > 0
+    now = facts["collected_with"]
+    assert now["versions"]["pandas"]
+    assert now["machine"]["cpu"]
+    assert now["machine"]["memory_bytes"] > 0
+
+
+def test_the_provenance_counts_what_the_cells_ran_with(results: Results) -> None:
+    old, new = ({"commit": letter * 40, "dirty": False} for letter in "ab")
+    results.add("a", commit=old, versions={"torch": "1"})
+    results.add("b", commit=new, versions={"torch": "2", "numpy": "2"})
+    results.add("c", commit=new, versions={"numpy": "2", "torch": "2"})
+    results.fail("d")
+    places = (results.folder / "tasks", results.folder / "models")
+    facts = collect.provenance(results.cells, results.table(), "laptop", *places)["cells_ran_with"]
+    assert facts["commit"] == [{"commit": new, "cells": 2}, {"commit": old, "cells": 1}]
+    assert [entry["cells"] for entry in facts["versions"]] == [2, 1]
+    assert facts["hardware"] == [{"hardware": "Test CPU @ 2 GHz", "cells": 3}]
+
+
+def test_a_model_and_documents_that_could_not_be_had_leave_rows_and_their_reason(results: Results) -> None:
+    results.fail("a", reason="hub cannot be read")
+    write(results.folder / "models/smollm2-135m/source.json", {"name": "smollm2-135m", "error": "hub cannot be read"})
+    write(results.folder / "tasks/humaneval/source.json", {"task": "humaneval", "error": "no such file"})
+    table = results.table()
+    assert (table["status"][0], table["reason"][0]) == ("failed", "hub cannot be read")
+    assert (table["data_source"][0], table["weights_sha256"][0]) == ("", "")
+    facts = collect.provenance(results.cells, table, "laptop", results.folder / "tasks", results.folder / "models")
+    assert facts["models"]["smollm2-135m"]["error"] == "hub cannot be read"
+
+
+def test_the_commit_is_that_of_our_checkout_and_never_of_one_around_it(tmp_path: Path) -> None:
+    project = tmp_path / "outer/project"
+    (project / "pipeline").mkdir(parents=True)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+
+    def commit(folder: Path) -> str:
+        for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+            subprocess.run([*git, "-C", str(folder), *words], check=True)
+        done = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    nothing = {"commit": None, "dirty": None}
+    assert git_state(project) == nothing
+    commit(project.parent)
+    assert git_state(project / "pipeline") == nothing
+    ours = commit(project)
+    assert git_state(project) == git_state(project / "pipeline") == {"commit": ours, "dirty": False}
 
 
 def test_impossible_figures_stop_the_command_and_write_nothing(results: Results, tmp_path: Path) -> None:

@@ -4,10 +4,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from pipeline.schemas import benchmark
 from pipeline.tables import as_markdown
 from tests.pipeline.benchmark_rows import failed, row, table
+
+
+def ran_with(*states: tuple[str | None, bool | None]) -> dict[str, Any]:
+    """Return the provenance of cells that ran with these commits, clean or with changes."""
+    listed = [{"commit": {"commit": commit, "dirty": dirty}, "cells": 1} for commit, dirty in states]
+    return {"cells_ran_with": {"commit": listed}, "collected_with": {"commit": {"commit": "c" * 40, "dirty": False}}}
 
 
 def lines_of(page: str, method: str) -> list[list[str]]:
@@ -35,13 +44,24 @@ def test_a_line_says_quality_speed_and_cost() -> None:
 
 
 def test_the_header_says_what_ran_where() -> None:
-    page = as_markdown(
-        table(row(), row(task="verbalized", num_prompts=12)), {"git": {"commit": "f" * 40, "dirty": True}}
-    )
+    page = as_markdown(table(row(), row(task="verbalized", num_prompts=12)), ran_with(("f" * 40, True)))
     assert page.splitlines()[2] == (
         "Test CPU @ 2 GHz · 2 threads · bfloat16 · 6 to 12 prompts a cell"
         " · commit ffffffffffff with changes · profile laptop"
     )
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        ([("a" * 40, False), ("a" * 40, True)], "commit aaaaaaaaaaaa with changes"),
+        ([("a" * 40, False), ("b" * 40, True)], "several commits"),
+        ([(None, None)], "commit unknown"),
+        ([], "commit unknown"),
+    ],
+)
+def test_the_commit_is_the_one_that_the_cells_ran_with(states: list, told: str) -> None:
+    assert f" · {told} · " in as_markdown(table(row()), ran_with(*states))
 
 
 def test_there_is_a_section_for_each_task_and_dtype() -> None:
@@ -91,7 +111,7 @@ def test_several_seeds_and_further_metrics_get_columns_of_their_own() -> None:
 
 def test_the_command_takes_the_commit_from_the_provenance_beside_the_table(tmp_path: Path) -> None:
     benchmark.write(table(row()), tmp_path / "benchmark.csv")
-    (tmp_path / "provenance.json").write_text(json.dumps({"git": {"commit": "abcdef0123456789", "dirty": False}}))
+    (tmp_path / "provenance.json").write_text(json.dumps(ran_with(("abcdef0123456789", False))))
     command = [sys.executable, "-m", "pipeline.tables", "--benchmark", str(tmp_path / "benchmark.csv")]
     root = Path(__file__).parents[2]
     subprocess.run([*command, "--output", str(tmp_path / "tables" / "benchmark.md")], cwd=root, check=True)
