@@ -106,7 +106,8 @@ def speed_interval(row: Any) -> np.ndarray | None:
     ends = np.array([[row.speedup_low], [row.speedup_high]]) * row.baseline_tokens_per_second
     if np.isnan(ends).any():
         return None
-    # The point is total tokens by total time, the interval that of a ratio of medians: the point may lie just outside.
+    # The speed-up is the ratio of two medians, so its interval times the baseline's median holds the point up to the
+    # rounding of the table: an error bar must not be negative for that.
     return np.maximum([[row.tokens_per_second - ends[0, 0]], [ends[1, 0] - row.tokens_per_second]], 0)
 
 

@@ -92,7 +92,7 @@ COLUMNS: dict[str, pa.Column] = {
     "exact_match_flexible": _score("exact_match_flexible", "the same with the last number taken as the answer"),
     "signature": text("version and settings of the metrics, such as sacrebleu's signature"),
     # how much was generated
-    "num_prompts": whole("prompts", "prompts generated and scored", ge=1),
+    "num_prompts": whole("prompts", "prompts generated; scored too, if the cell is `ok`", ge=1),
     "num_new_tokens": whole("tokens", "tokens generated, prompt and padding excluded", ge=0),
     "truncated": whole("prompts", "outputs cut off by the token limit", ge=0),
     # how fast
@@ -100,14 +100,17 @@ COLUMNS: dict[str, pa.Column] = {
         "tokens/s", "new tokens by seconds from prompt to last token, prefill included; median over prompts", ge=0.0
     ),
     "decode_tokens_per_second": real(
-        "tokens/s", "new tokens after the first by the seconds after it; median over prompts", ge=0.0
+        "tokens/s", "tokens that the decode steps emitted by the seconds they took; median over prompts", ge=0.0
     ),
     "baseline_tokens_per_second": real(
         "tokens/s", "`tokens_per_second` of `autoregressive` on the same prompts, timed in turn with the method", ge=0.0
     ),
     "ttft_s": real("s", "time to first token, median over prompts", ge=0.0),
-    "tpot_s": real("s", "time per output token after the first, median over prompts", ge=0.0),
-    "speedup": real("ratio", "`tokens_per_second` by `baseline_tokens_per_second`", gt=0.0),
+    "tpot_s": real("s", "time per output token of the decode steps, median over prompts", ge=0.0),
+    "draft_s": real("s", "seconds in the drafter, summed over prompts; empty for peers", ge=0.0),
+    "speedup": real(
+        "ratio", "median `tokens_per_second` by the median of the baseline, on the same prompts, timed in turn", gt=0.0
+    ),
     "speedup_low": real(
         "ratio", "lower end of the 95 % interval of `speedup` (bootstrap over pairs); empty for one prompt", gt=0.0
     ),
@@ -122,18 +125,29 @@ COLUMNS: dict[str, pa.Column] = {
     "candidate_tokens": whole("tokens", "drafted tokens that the target model verified", ge=0),
     "target_forwards": whole("forwards", "forward passes of the target model", ge=0),
     "draft_forwards": whole("forwards", "forward passes of a draft model", ge=0),
+    "decode_width": whole(
+        "rows", "rows that every decode forward of the target model is padded to; empty where it is not", ge=1
+    ),
     "bytes_read": whole("bytes", "bytes that the decode steps had to read: weights, live keys and values", ge=0),
     "flops": whole("operations", "multiplications and additions of the decode steps, attention left out", ge=0),
     # what it cost
     "peak_memory_bytes": whole("bytes", "peak memory: allocator's on CUDA, resident set above the floor on CPU", ge=0),
-    "weight_bytes": whole("bytes", "weights in memory", ge=0),
-    "cache_bytes": whole("bytes", "key-value cache in memory", ge=0),
+    "weight_bytes": whole(
+        "bytes",
+        "bytes that one forward pass of the target model reads; an embedding table of its own is left out",
+        ge=0,
+    ),
+    "cache_bytes": whole(
+        "bytes", "our engine's key-value cache, preallocated for the cell's longest prompt; empty for peers", ge=0
+    ),
     "bandwidth_bytes_per_s": real("bytes/s", "measured memory bandwidth, the limit that `mbu` refers to", gt=0.0),
     "flops_per_s": real("operations/s", "measured speed of matrix products, the limit that `mfu` refers to", gt=0.0),
     "mbu": real("ratio", "model bandwidth utilisation: `bytes_read` by (decode time x bandwidth)", ge=0.0),
     "mfu": real("ratio", "model FLOPs utilisation: `flops` by (decode time x measured speed)", ge=0.0),
     # whether it is what it claims
-    "lossless_match": real("share", "prompts whose token ids equal those of `autoregressive`", **SHARE),
+    "lossless_match": real(
+        "share", "prompts whose token ids equal those of `autoregressive`; empty when sampled", **SHARE
+    ),
     "output_sha256": text("SHA-256 of all output token ids", str_matches=SHA256),
     # how it was measured
     "repeats": whole("trials", "timed trials a prompt; times are their median", ge=1),
