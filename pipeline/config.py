@@ -13,17 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -31,10 +28,12 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from pipeline.config_file import read_yaml
 from pipeline.errors import UserError, nearest
 from pipeline.registry import METHODS, TASKS, find
 
 Dtype = Literal["bfloat16", "float16", "float32"]
+Item = TypeVar("Item")
 
 
 def _like(pattern: str, description: str) -> AfterValidator:
@@ -48,6 +47,31 @@ def _like(pattern: str, description: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _no_boolean(value: Any) -> Any:
+    """Refuse true and false, which Python would count as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+def _no_empty_text(value: Any) -> Any:
+    """Refuse the empty path, which would be the working directory."""
+    if value == "":
+        raise ValueError("is empty; should be the path of a file or a folder")
+    return value
+
+
+def _all_differ(items: list[Item]) -> list[Item]:
+    if len(set(items)) < len(items):
+        raise ValueError("one is listed twice")
+    return items
+
+
+Count = Annotated[int, BeforeValidator(_no_boolean), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_no_boolean), Field(gt=0)]
+Seed = Annotated[Count, Field(lt=2**32)]
+Place = Annotated[Path, BeforeValidator(_no_empty_text)]
+Differing = AfterValidator(_all_differ)
 Name = Annotated[str, _like(r"[A-Za-z0-9][\w.-]*", "letters, digits, '.', '_' or '-', since it names a folder")]
 Package = Annotated[str, _like(r"[\w.-]+==[\w.!+]+", "pinned, as name==version")]
 Hub = Annotated[str, _like(r"[\w.-]+/[\w.-]+", "org/name")]
@@ -61,9 +85,9 @@ class _Section(BaseModel):
 class Sampling(_Section):
     """How the next token is drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep every token."""
 
-    temperature: NonNegativeFloat = 0.0
-    top_k: NonNegativeInt = 0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    temperature: Annotated[float, BeforeValidator(_no_boolean), Field(ge=0, allow_inf_nan=False)] = 0.0
+    top_k: Count = 0
+    top_p: Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, le=1)] = 1.0
 
 
 class ModelSettings(_Section):
@@ -74,8 +98,8 @@ class ModelSettings(_Section):
     sha256: Sha256 | None = None
     hub: Hub | None = None
     revision: str | None = None
-    path: Path | None = None
-    dtypes: Annotated[list[Dtype], Field(min_length=1)]
+    path: Place | None = None
+    dtypes: Annotated[list[Dtype], Field(min_length=1), Differing]
 
     @model_validator(mode="after")
     def _has_one_source(self) -> ModelSettings:
@@ -83,27 +107,28 @@ class ModelSettings(_Section):
         if self.package and not (self.file and self.sha256):
             missing = "file" if self.file is None else "sha256"
             raise ValueError(f"package {self.package!r} needs {missing!r} beside it")
-        if self.revision and not self.hub:
-            raise ValueError(f"revision {self.revision!r} is of no use without 'hub'")
+        _used("file", self.file, "package", self.package)
+        _used("revision", self.revision, "hub", self.hub)
         _exists(self.path)
+        if self.path and not self.path.is_dir():
+            raise ValueError(f"path {str(self.path)!r} is a file; should be a model's folder")
         return self
 
 
 class TaskSettings(_Section):
     """How much of a task is asked for, and where its data comes from if no package embeds it."""
 
-    num_prompts: PositiveInt
-    max_new_tokens: PositiveInt
+    num_prompts: Positive
+    max_new_tokens: Positive
     chat_template: bool
-    path: Path | None = None
+    path: Place | None = None
     hub: Hub | None = None
     revision: str | None = None
 
     @model_validator(mode="after")
     def _has_at_most_one_source(self) -> TaskSettings:
         _one_source({"hub": self.hub, "path": self.path}, required=False)
-        if self.revision and not self.hub:
-            raise ValueError(f"revision {self.revision!r} is of no use without 'hub'")
+        _used("revision", self.revision, "hub", self.hub)
         _exists(self.path)
         return self
 
@@ -114,21 +139,14 @@ class Settings(_Section):
     profile: Name
     allow_code_execution: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_threads: NonNegativeInt = 0
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = [0]
-    repeats: PositiveInt = 1
-    warmup_prompts: NonNegativeInt = 1
+    num_threads: Annotated[Count, Field(le=4096)] = 0
+    seeds: Annotated[list[Seed], Field(min_length=1), Differing] = [0]
+    repeats: Positive = 1
+    warmup_prompts: Count = 1
     sampling: Sampling = Sampling()
     models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]
     methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     tasks: Annotated[dict[str, TaskSettings], Field(min_length=1)]
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is listed twice")
-        return seeds
 
     @field_validator("repeats")
     @classmethod
@@ -142,7 +160,7 @@ class Settings(_Section):
     def _methods_exist(cls, methods: Any) -> Any:
         if not isinstance(methods, Mapping):
             return methods
-        return {name: _checked_options(name, options or {}) for name, options in methods.items()}
+        return {name: _checked_options(name, {} if options is None else options) for name, options in methods.items()}
 
     @field_validator("tasks")
     @classmethod
@@ -173,27 +191,6 @@ def load(source: Mapping[str, Any] | str | Path) -> Settings:
         raise UserError(f"config: {_explain(details[0])}{more}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        UserError: there is no such file, or it does not hold a mapping.
-    """
-    if not path.is_file():
-        raise UserError(f"config: no file {str(path)!r}; {nearest(path.name, _neighbours(path))}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config: {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"config: {str(path)!r} holds {type(values).__name__}, not keys with values")
-    return values
-
-
-def _neighbours(path: Path) -> list[str]:
-    return [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-
-
 def _one_source(sources: Mapping[str, object], required: bool) -> None:
     """Check that not more than one of ``sources`` (and at least one, if ``required``) is given."""
     given = [name for name, value in sources.items() if value is not None]
@@ -203,6 +200,12 @@ def _one_source(sources: Mapping[str, object], required: bool) -> None:
         raise ValueError(f"needs one of {', '.join(map(repr, sources))}")
 
 
+def _used(key: str, value: object, other: str, wanted: object) -> None:
+    """Check that ``key`` does not stand without the ``other`` key that it belongs to."""
+    if value is not None and wanted is None:
+        raise ValueError(f"{key} {value!r} is of no use without {other!r}")
+
+
 def _exists(path: Path | None) -> None:
     if path is not None and not path.exists():
         parent = next(folder for folder in path.absolute().parents if folder.is_dir())
@@ -210,21 +213,30 @@ def _exists(path: Path | None) -> None:
         raise ValueError(f"path {str(path)!r} does not exist" + (f"; {nearest(path.name, known)}" if known else ""))
 
 
-def _checked_options(method: str, options: Any) -> dict[str, Any]:
+def _checked_options(method: object, options: Any) -> dict[str, Any]:
     """Return a method's options with their values in the right types."""
-    types = find(method, METHODS, "method").options
+    if not isinstance(method, str):
+        raise UserError(f"methods: {method!r} is not a name; known: {', '.join(METHODS)}")
+    entry = find(method, METHODS, "method")
     if not isinstance(options, Mapping):
         raise UserError(f"methods.{method} = {options!r}: should be a mapping of options")
-    checked = {}
+    types, checked = entry.options, {}
     for name, value in options.items():
         if name not in types:
             hint = nearest(str(name), types) if types else "it takes none"
             raise UserError(f"methods.{method}.{name} = {value!r}: {method} has no such option; {hint}")
         try:
             checked[name] = TypeAdapter(types[name]).validate_python(value)
+            if isinstance(value, bool) and types[name] is not bool:
+                raise UserError(f"methods.{method}.{name} = {value!r}: should be a number")
         except ValidationError as error:
             problem = _uncapitalised(error.errors()[0]["msg"])
             raise UserError(f"methods.{method}.{name} = {value!r}: {problem}") from None
+    try:
+        if entry.check:
+            entry.check(checked)
+    except ValueError as error:
+        raise UserError(f"methods.{method}: {error}") from None
     return checked
 
 

@@ -10,7 +10,7 @@ write its file and add its line; a test compares ``options`` with what the metho
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -29,12 +29,14 @@ class Method:
     ``target`` is ``module:name`` of a class: of a drafter or, for a peer, of one with ``from_pretrained``. ``lossless``
     is what the method claims. ``kind`` is ``drafter`` (runs in our engine) or ``peer`` (another library's own loop).
     ``options`` gives the type of each option that a configuration may set; the default values are the target's own.
+    ``check`` raises ValueError where options that are right one by one do not go together.
     """
 
     target: str
     lossless: bool
     kind: Literal["drafter", "peer"]
     options: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Mapping[str, Any]], None] | None = None
 
     @property
     def module(self) -> str:
@@ -63,6 +65,12 @@ def _task(name: str, metric: str, group: str, *origins: Origin) -> Task:
     return Task(f"pipeline.tasks.{name}", f"pipeline/tasks/{name}.yaml", metric, group, origins)
 
 
+def _ngrams_in_order(options: Mapping[str, Any]) -> None:
+    shortest, longest = options.get("min_ngram", 1), options.get("max_ngram", 3)
+    if shortest > longest:
+        raise ValueError(f"min_ngram = {shortest} is more than max_ngram = {longest}")
+
+
 METHODS: Mapping[str, Method] = {
     "autoregressive": Method("baselines.autoregressive:AutoregressiveDrafter", lossless=True, kind="drafter"),
     "prompt_lookup": Method(
@@ -70,6 +78,7 @@ METHODS: Mapping[str, Method] = {
         lossless=True,
         kind="drafter",
         options={"max_ngram": PositiveInt, "min_ngram": PositiveInt, "num_draft_tokens": PositiveInt},
+        check=_ngrams_in_order,
     ),
     "hf_greedy": Method("baselines.transformers_generate:TransformersGreedy", lossless=True, kind="peer"),
     "hf_prompt_lookup": Method(

@@ -86,13 +86,20 @@ def yaml_sources_of(yaml_file: str, root: Path = ROOT) -> list[str]:
 
 def prompt_digest(yaml_file: str, root: Path = ROOT) -> str:
     """Return a hash of all in a task YAML, and in those it includes, that decides what the prompts are."""
-    return hashlib.sha256(json.dumps(_prompt_part(root / yaml_file), sort_keys=True).encode()).hexdigest()
+    prompt_part = {key: value for key, value in _all_values(root / yaml_file).items() if key not in SCORING_KEYS}
+    return hashlib.sha256(json.dumps(prompt_part, sort_keys=True).encode()).hexdigest()
 
 
-def _prompt_part(yaml_file: Path) -> dict[str, Any]:
+def runs_code(yaml_file: str, root: Path = ROOT) -> bool:
+    """Whether scoring the task runs what the model wrote, as its YAML says."""
+    return bool(_all_values(root / yaml_file).get("unsafe_code", False))
+
+
+def _all_values(yaml_file: Path) -> dict[str, Any]:
+    """Return what a task YAML says, and what those that it includes say where it is silent."""
     values = _read_yaml(yaml_file)
-    included = _prompt_part(yaml_file.parent / values.pop("include")) if "include" in values else {}
-    return included | {key: value for key, value in values.items() if key not in SCORING_KEYS}
+    included = _all_values(yaml_file.parent / values.pop("include")) if "include" in values else {}
+    return included | values
 
 
 class _Function(str):

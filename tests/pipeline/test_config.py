@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import load, read_yaml
+from pipeline.config import load
+from pipeline.config_file import overlay, read_yaml
 from pipeline.errors import UserError
 from pipeline.registry import METHODS, TASKS, find, import_target
 
@@ -64,6 +65,27 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"models": {"m": {"hub": "name", "dtypes": ["float32"]}}}, ["models.m.hub = 'name'", "org/name"]),
     ({"models": {"m": {"path": "configs", "dtypes": ["float32"]}}}, ["'configs' does not exist", "'config'"]),
     ({"models": {"a/b": MODEL}}, ["a/b", "letters"]),
+    ({"models": {"m": MODEL | {"dtypes": ["float32", "float32"]}}}, ["models.m.dtypes", "twice"]),
+    ({"models": {"m": {"path": "Makefile", "dtypes": ["float32"]}}}, ["'Makefile' is a file", "folder"]),
+    ({"models": {"m": {"path": "", "dtypes": ["float32"]}}}, ["models.m.path = ''", "is empty"]),
+    ({"models": {"m": {"path": "config", "file": "a.gguf", "dtypes": ["float32"]}}}, ["'a.gguf'", "without 'package'"]),
+    ({"models": {3: MODEL}}, ["models.3", "string"]),
+    ({"tasks": {"gsm8k": LIMITS | {"path": ""}}}, ["tasks.gsm8k.path = ''", "is empty"]),
+    ({"tasks": {None: LIMITS}}, ["tasks.None", "string"]),
+    ({"tasks": {"humaneval": LIMITS | {"num_prompts": True}}}, ["num_prompts = True", "number"]),
+    ({"seeds": [2**32]}, ["seeds.0 = 4294967296", "less than"]),
+    ({"seeds": [True]}, ["seeds.0 = True", "number"]),
+    ({"repeats": True}, ["repeats = True", "number"]),
+    ({"num_threads": 5000}, ["num_threads = 5000", "4096"]),
+    ({"sampling": {"temperature": float("inf")}}, ["sampling.temperature = inf", "finite"]),
+    ({"methods": {"prompt_lookup": 0}}, ["methods.prompt_lookup = 0", "mapping"]),
+    ({"methods": {"prompt_lookup": False}}, ["methods.prompt_lookup = False", "mapping"]),
+    ({"methods": {"prompt_lookup": ""}}, ["methods.prompt_lookup = ''", "mapping"]),
+    ({"methods": {"prompt_lookup": {"max_ngram": True}}}, ["methods.prompt_lookup.max_ngram = True", "number"]),
+    ({"methods": {"prompt_lookup": {"min_ngram": 4}}}, ["min_ngram = 4 is more than max_ngram = 3"]),
+    ({"methods": {"prompt_lookup": {"min_ngram": 2, "max_ngram": "1"}}}, ["min_ngram = 2 is more than max_ngram = 1"]),
+    ({"methods": {1: {}}}, ["methods: 1 is not a name"]),
+    ({"methods": {None: {}}}, ["methods: None is not a name"]),
 ]
 
 
@@ -87,7 +109,15 @@ def test_bad_value_is_one_line(change: dict[str, Any], words: list[str]) -> None
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("a: [", ["not YAML"]), ("- 1", ["list"]), ("", ["NoneType"]), (None, ["no file", "did you mean 'mine.yaml'?"])],
+    [
+        ("a: [", ["not YAML"]),
+        ("- 1", ["list"]),
+        ("", ["NoneType"]),
+        (None, ["no file", "did you mean 'mine.yaml'?"]),
+        ("a: 2020-02-31", ["not YAML"]),
+        ("repeats: 1\nmodels: {}\nrepeats: 3\n", ["mine.yaml", "'repeats' is given twice", "line 3"]),
+        ("methods:\n  hf_greedy: {}\n  hf_greedy: {}\n", ["'hf_greedy' is given twice", "line 3"]),
+    ],
 )
 def test_bad_file_is_one_line(tmp_path: Path, text: str | None, words: list[str]) -> None:
     (tmp_path / "mine.yaml").write_text(text or "")
@@ -119,6 +149,27 @@ def test_values_from_the_command_line_come_as_text() -> None:
     assert settings.tasks["humaneval"].chat_template is False
     assert settings.methods == {"prompt_lookup": {"num_draft_tokens": 4}, "hf_greedy": {}}
     assert settings.seeds == [1, 2]
+
+
+def test_overlay_changes_adds_and_removes_at_any_depth() -> None:
+    values = {"a": {"b": {"c": 1, "d": 2}, "e": 3}, "f": [1]}
+    assert overlay(values, {"a": {"b": {"c": "null", "g": 4}, "e": "null"}, "f": ["2"]}) == {
+        "a": {"b": {"d": 2, "g": 4}},
+        "f": ["2"],
+    }
+    assert values == {"a": {"b": {"c": 1, "d": 2}, "e": 3}, "f": [1]}
+    with pytest.raises(UserError, match=r"config: a\.b\.x = null: .*known: c, d"):
+        overlay(values, {"a": {"b": {"x": "null"}}})
+
+
+def test_the_ngrams_limits_are_checked_against_the_methods_own_defaults() -> None:
+    parameters = inspect.signature(import_target(METHODS["prompt_lookup"].target)).parameters
+    shortest, longest = parameters["min_ngram"].default, parameters["max_ngram"].default
+    for options in ({"min_ngram": longest}, {"max_ngram": shortest}):
+        assert load(LAPTOP | {"methods": {"prompt_lookup": options}}).methods["prompt_lookup"] == options
+    for options in ({"min_ngram": longest + 1}, {"max_ngram": 1, "min_ngram": 2}):
+        with pytest.raises(UserError):
+            load(LAPTOP | {"methods": {"prompt_lookup": options}})
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sources import PACKAGES, ROOT, prompt_digest, sources_of, yaml_sources_of
+from pipeline.registry import TASKS
+from pipeline.sources import PACKAGES, ROOT, prompt_digest, runs_code, sources_of, yaml_sources_of
 
 IMPORTED = f"""
 import importlib, sys
@@ -77,6 +78,14 @@ def test_yaml_includes_and_functions(project: Path) -> None:
         "pipeline/tasks/functions.py",
         "pipeline/tasks/t.yaml",
     ]
+
+
+def test_which_tasks_run_code_is_read_off_their_yaml_and_what_it_includes(project: Path) -> None:
+    assert not runs_code("pipeline/tasks/t.yaml", root=project)
+    with (project / "pipeline/tasks/_base.yaml").open("a") as file:
+        file.write("unsafe_code: true\n")
+    assert runs_code("pipeline/tasks/t.yaml", root=project)
+    assert [name for name, task in TASKS.items() if runs_code(task.yaml)] == ["humaneval"]
 
 
 @pytest.mark.parametrize(
