@@ -61,21 +61,32 @@ def test_pins_lie_in_the_declared_ranges_and_are_installed(line: str) -> None:
     assert version(requirement.name).partition("+")[0] == pin
 
 
-def test_every_dependency_is_used() -> None:
-    """Snakemake runs the rules, accelerate works inside transformers; the others are imported by our modules."""
+def imported_by(*folders: str) -> set[str]:
+    """The names of the packages whose modules are imported anywhere in our ``folders``."""
     modules: set[str] = set()
-    for package in ("decoding", "baselines", "shuffle", "pipeline"):
-        for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Import):
-                    modules |= {alias.name.partition(".")[0] for alias in node.names}
-                elif isinstance(node, ast.ImportFrom):
-                    modules.add(str(node.module).partition(".")[0])
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules.add(str(node.module).partition(".")[0])
+    ours = {folder.name for folder in ROOT.iterdir()}
     of_module = packages_distributions()
-    used = {canonicalize_name(name) for module in modules for name in of_module.get(module, ())}
-    used |= {"snakemake", "accelerate"}
-    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
-    assert declared - used == set()
+    return {canonicalize_name(name) for module in modules - ours for name in of_module.get(module, ())}
+
+
+def declared(lines: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(line).name) for line in lines}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_used() -> None:
+    """Snakemake runs the rules, accelerate works inside transformers and tabulate inside pandas."""
+    used = imported_by("decoding", "baselines", "shuffle", "pipeline") | {"snakemake", "accelerate", "tabulate"}
+    assert used == declared(PROJECT["dependencies"])
+
+
+def test_what_the_tests_import_is_declared() -> None:
+    assert imported_by("tests") <= declared(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
 
 
 def test_conda_environment_installs_the_same() -> None:
