@@ -5,7 +5,7 @@ A cell becomes one row, however it ended: a cell that failed, or that has no sco
 
 Example::
 
-    python -m pipeline.collect --cells results/cells/smollm2-135m/bfloat16/humaneval/autoregressive/0 ... \
+    python -m pipeline.collect --cells results/cells/laptop/smollm2-135m/bfloat16/humaneval/autoregressive/0 ... \
         --profile laptop --output results/benchmark.csv --provenance results/provenance.json
 """
 
@@ -25,7 +25,7 @@ from pipeline.files import atomic_write
 from pipeline.machine import describe_machine, git_state, package_versions
 from pipeline.schemas import benchmark
 
-IDENTITY = ("model", "dtype", "task", "method", "seed")  # in the order of the folders of results/cells/
+IDENTITY = ("model", "dtype", "task", "method", "seed")  # the last folders of a cell
 RAN_WITH = ("commit", "versions", "hardware", "num_threads")  # what each cell.json says of its own run
 BROKEN = (OSError, ValueError)  # what reading a missing or damaged JSON file raises
 

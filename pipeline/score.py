@@ -3,7 +3,7 @@
 Loads no model: generation and scoring are apart, so that a changed metric never costs a generation. By hand::
 
     python -m pipeline.score --task docstrings --data results/tasks/docstrings \
-        --cell results/cells/smollm2-135m/bfloat16/docstrings/prompt_lookup/0
+        --cell results/cells/laptop/smollm2-135m/bfloat16/docstrings/prompt_lookup/0
 
 HumanEval runs what the model wrote (in the sandbox), so it is scored only with ``--allow-code-execution``.
 """
