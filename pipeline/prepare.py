@@ -4,7 +4,8 @@ Prompts come from lm-eval's Task API and are tokenised exactly as its ``hf`` mod
 compared with everybody's. Only the model's tokenizer and configuration are read, never its weights. By hand::
 
     python -m pipeline.prepare --task docstrings --data results/tasks/docstrings --model results/models/smollm2-135m \
-        --num-prompts 10 --max-new-tokens 64 --chat-template --output results/requests/laptop/smollm2-135m/docstrings.jsonl
+        --num-prompts 10 --max-new-tokens 64 --chat-template \
+        --output results/requests/laptop/smollm2-135m/docstrings.jsonl
 """
 
 from __future__ import annotations
