@@ -67,8 +67,6 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"dtype: unknown {arguments.dtype!r}; {nearest(arguments.dtype, DTYPES)}")
     if arguments.repeats < 1 or arguments.repeats % 2 == 0:
         raise UserError(f"repeats: must be an odd number of at least 1, not {arguments.repeats}")
-    if not (arguments.model_dir / "config.json").is_file():
-        raise UserError(f"model-dir: {str(arguments.model_dir)!r} is no model folder; run pipeline.fetch first")
     return arguments
 
 
@@ -128,6 +126,8 @@ def work(arguments: argparse.Namespace) -> None:
     if "error" in requests[0]:
         write_failure(spec.output, spec.identity, requests[0]["error"])
         return
+    if not (spec.model_dir / "config.json").is_file():
+        raise UserError(f"model-dir: {str(spec.model_dir)!r} is no model folder; run pipeline.fetch first")
     fingerprint = fingerprint_of(spec)
     with machine_lock():
         if is_finished(spec.output, fingerprint):
