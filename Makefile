@@ -16,10 +16,10 @@ RUN := $(VENV)/bin/python -m
 .DELETE_ON_ERROR:
 
 benchmark: $(VENV)/complete
-ifneq ($(and $(PROFILE),$(findstring --config,$(ARGS))),)
+ifneq ($(and $(PROFILE),$(filter -C --config --config=%,$(ARGS))),)
 	@echo "error: with --config in ARGS, name the profile there: ARGS='--config profile=$(PROFILE) ...'" >&2; exit 2
 endif
-	$(RUN) snakemake --cores all $(if $(PROFILE),--config profile=$(PROFILE)) $(ARGS)
+	$(RUN) snakemake --cores all $(ARGS) $(if $(PROFILE),--config profile=$(PROFILE))
 
 # One core a process: the tests run beside each other, and torch would otherwise start as many threads in each.
 test: $(VENV)/complete

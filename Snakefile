@@ -1,8 +1,8 @@
 # From models and tasks to one honest table: snakemake --cores all results/benchmark.csv
 #
 # The profile is config/laptop.yaml; another: --config profile=smoke, or a file of your own: --configfile my.yaml.
-# Any single value: --config 'tasks={humaneval: {num_prompts: 2}}'
-# One cell: snakemake --cores all results/cells/smollm2-135m/bfloat16/humaneval/prompt_lookup/0/score.json
+# Any single value: --config 'tasks={humaneval: {num_prompts: 2}}'; null removes a key: 'methods={hf_greedy: null}'
+# One cell: snakemake --cores all results/cells/laptop/smollm2-135m/bfloat16/humaneval/prompt_lookup/0/score.json
 #
 # `snakemake --lint` asks for a conda environment or a container for each rule and has no other complaint. There is one
 # environment for all rules, the locked one that Snakemake itself runs in: timings need one set of libraries.

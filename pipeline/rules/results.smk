@@ -1,7 +1,7 @@
 rule collect:
     """Gather all cells in one table, a row each, and say what the run ran on.
 
-    python -m pipeline.collect --cells results/cells/smollm2-135m/bfloat16/humaneval/prompt_lookup/0 --profile laptop
+    python -m pipeline.collect --cells results/cells/laptop/smollm2-135m/bfloat16/humaneval/prompt_lookup/0 --profile laptop
         --output results/benchmark.csv --provenance results/provenance.json
     """
     input:
@@ -28,10 +28,12 @@ rule collect:
 rule tables:
     """Draw the table for people.
 
-    python -m pipeline.tables --benchmark results/benchmark.csv --output results/tables/benchmark.md
+    python -m pipeline.tables --benchmark results/benchmark.csv --provenance results/provenance.json
+        --output results/tables/benchmark.md
     """
     input:
         benchmark="results/benchmark.csv",
+        provenance="results/provenance.json",
         sources=sources_of("pipeline.tables"),
     output:
         "results/tables/benchmark.md",
@@ -40,7 +42,8 @@ rule tables:
     message:
         "Drawing {output}"
     shell:
-        "python -m pipeline.tables --benchmark {input.benchmark:q} --output {output:q} 2> >(tee {log:q} >&2)"
+        "python -m pipeline.tables --benchmark {input.benchmark:q} --provenance {input.provenance:q} --output {output:q}"
+        " 2> >(tee {log:q} >&2)"
 
 
 rule figures:

@@ -12,27 +12,31 @@ rule dataset:
     params:
         origin=lambda wildcards: origin(SETTINGS.tasks[wildcards.task], ("path", "hub", "revision")),
         folder=subpath(output.data, parent=True),
+        mark="results/failed/tasks/{task}",
+        last_failure=lambda wildcards: last_failure(f"results/failed/tasks/{wildcards.task}"),
     log:
         "results/logs/dataset/{task}.log",
     message:
         "Writing the documents of {wildcards.task}"
     shell:
         "python -m pipeline.dataset --task {wildcards.task:q} {params.origin:q} --output {params.folder:q}"
-        " 2> >(tee {log:q} >&2)"
+        " --errors-as-rows 2> >(tee {log:q} >&2)"
+        "; if grep -q '\"error\":' {output.source:q}; then"
+        " mkdir -p $(dirname {params.mark:q}); touch {params.mark:q}; fi"
 
 
 rule prepare:
     """Turn the first documents of a task into a model's prompts, as token ids.
 
     python -m pipeline.prepare --task humaneval --data results/tasks/humaneval --model results/models/smollm2-135m
-        --num-prompts 6 --max-new-tokens 192 --output results/requests/smollm2-135m/humaneval.jsonl
+        --num-prompts 6 --max-new-tokens 192 --output results/requests/laptop/smollm2-135m/humaneval.jsonl
     """
     input:
         data="results/tasks/{task}/data.jsonl",
         model="results/models/{model}/source.json",
         sources=sources_of("pipeline.prepare"),
     output:
-        "results/requests/{model}/{task}.jsonl",
+        f"results/requests/{PROFILE}/{{model}}/{{task}}.jsonl",
     params:
         data=subpath(input.data, parent=True),
         model=subpath(input.model, parent=True),
@@ -41,7 +45,7 @@ rule prepare:
         flags=lambda wildcards: ["--chat-template"] * SETTINGS.tasks[wildcards.task].chat_template,
         prompt_digest=lambda wildcards: sources.prompt_digest(TASKS[wildcards.task].yaml),
     log:
-        "results/logs/prepare/{model}/{task}.log",
+        f"results/logs/prepare/{PROFILE}/{{model}}/{{task}}.log",
     message:
         "Preparing the prompts of {wildcards.task} for {wildcards.model}"
     shell:

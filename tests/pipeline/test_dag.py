@@ -1,89 +1,17 @@
-"""The DAG plans and runs what it should, no more and no less.
-
-The tests run the real Snakefile and rules in a copy of the project. Its ``pipeline/__init__.py`` is replaced by a
-stand-in that writes empty outputs instead of doing the work: all other files, and so what depends on what, are real.
-"""
+"""The DAG plans and runs what it should, no more and no less (in a copy of the project: ``tests.pipeline.dag``)."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-METHODS = ("autoregressive", "hf_greedy", "hf_prompt_lookup", "prompt_lookup")
-TASKS = ("docstrings", "gsm_symbolic", "humaneval", "verbalized")
+from tests.pipeline.dag import METHODS, TASKS, calls, cells_of, copy_project, plan, snakemake
+
 Edit = Callable[[str, str, str], None]
-STAND_IN = """
-import os, pathlib, sys, time
-if sys.argv[0] == "-m":  # run as python -m pipeline.<rule>
-    rule, words = sys.orig_argv[2].rpartition(".")[2], sys.argv[1:]
-    option = lambda name: pathlib.Path(words[words.index(name) + 1])
-    outputs = {
-        "fetch": lambda: [option("--output") / "source.json"],
-        "dataset": lambda: [option("--output") / "data.jsonl", option("--output") / "source.json"],
-        "generate": lambda: [option("--output") / name for name in ("journal.jsonl", "records.jsonl", "cell.json")],
-        "score": lambda: [option("--cell") / "score.json", option("--cell") / "samples.jsonl"],
-        "collect": lambda: [option("--output"), option("--provenance")],
-    }.get(rule, lambda: [option("--output")])()
-    with open("calls.log", "a") as log:
-        print(rule, "begin", outputs[0], file=log, flush=True)
-        for output in outputs:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text("{}")
-            time.sleep(float(os.environ.get("STAND_IN_SECONDS", "0")))
-        print(rule, "end", outputs[0], file=log, flush=True)
-    sys.exit()
-"""
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "snakemake", "--cores", "4", *arguments]
-
-
-def snakemake(project: Path, *arguments: str, status: int = 0) -> str:
-    done = subprocess.run(command(*arguments), cwd=project, capture_output=True, text=True, timeout=300)
-    output = done.stdout + done.stderr
-    assert done.returncode == status, output
-    return output
-
-
-def plan(project: Path, *arguments: str) -> Counter[str]:
-    """Count the jobs of each rule, and of each cell to be generated or scored, that a run would start."""
-    output = snakemake(project, "--dry-run", *arguments)
-    counts = Counter(re.findall(r"Job \d+: (\w+ \w+ on \w+)", output))
-    jobs = re.search(r"^job +count\n-.*?\n(.*?)\n\n", output, re.MULTILINE | re.DOTALL)
-    for line in jobs[1].splitlines() if jobs else ():
-        rule, count = line.split()
-        counts[rule] = int(count)
-    return counts
-
-
-def cells_of(counts: Counter[str], verb: str) -> set[tuple[str, str]]:
-    """The (method, task) pairs of the jobs whose message begins with ``verb``."""
-    words = (key.split() for key in counts if key.startswith(verb))
-    return {(method, task) for _, method, _, task in words}
-
-
-def calls(project: Path) -> list[list[str]]:
-    return [line.split() for line in (project / "calls.log").read_text().splitlines()]
-
-
-def copy_project(folder: Path) -> Path:
-    for name in ("config", "profiles", "pipeline", "decoding", "baselines", "shuffle"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "Snakefile", folder)
-    (folder / "pipeline" / "__init__.py").write_text(STAND_IN)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -191,54 +119,17 @@ def test_changed_limit_runs_its_tasks_cells_again(finished: Path) -> None:
     assert cells_of(counts, "Timing") == {(method, "humaneval") for method in METHODS}
 
 
-def test_configfile_replaces_the_profile(tmp_path: Path) -> None:
-    project = copy_project(tmp_path)
-    text = (ROOT / "config" / "smoke.yaml").read_text()
-    (project / "mine.yaml").write_text(
-        text.partition("tasks:")[0] + "tasks:\n  verbalized: {num_prompts: 1, max_new_tokens: 2, chat_template: true}\n"
-    )
-    assert plan(project, "--configfile", "mine.yaml")["generate"] == len(METHODS)
-    assert plan(project, "--config", "profile=smoke")["generate"] == len(METHODS) * len(TASKS)
+def test_null_removes_a_method_and_a_task(finished: Path) -> None:
+    one_less = ["--config", "methods={hf_greedy: null}", "tasks={humaneval: null}", "--forcerun", "generate"]
+    counts = plan(finished, *one_less)
+    assert cells_of(counts, "Timing") == {
+        (method, task) for method in set(METHODS) - {"hf_greedy"} for task in set(TASKS) - {"humaneval"}
+    }
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["profile=smok"], "error: config: no file 'config/smok.yaml'; did you mean 'smoke.yaml'?"),
-        (["device=gpu"], "error: config: device = 'gpu': did you mean 'cpu'?"),
-        (["methods={prompt_lokup: {}}"], "error: config: unknown method 'prompt_lokup'; did you mean 'prompt_lookup'?"),
-    ],
-)
-def test_bad_configuration_ends_before_any_job(tmp_path: Path, arguments: list[str], message: str) -> None:
-    project = copy_project(tmp_path)
-    output = snakemake(project, "--config", *arguments, status=1)
-    assert output.splitlines()[-1] == message
-    assert len(output.splitlines()) == 2  # the first says which profile Snakemake uses
-    assert not (project / "results").exists()
-
-
-def test_killed_run_goes_on_and_a_second_run_is_refused(tmp_path: Path) -> None:
-    project = copy_project(tmp_path)
-    slow = os.environ | {"STAND_IN_SECONDS": "0.3"}
-    with subprocess.Popen(command(), cwd=project, env=slow, stderr=subprocess.DEVNULL, start_new_session=True) as run:
-        while not list(project.glob("results/cells/**/cell.json")):
-            time.sleep(0.1)
-        refused = snakemake(project, status=1)
-        assert refused.splitlines()[-1].startswith("error: another run is at work in this folder")
-        # The next cell is under way: its journal is written, its other outputs are not.
-        while len(list(project.glob("results/cells/**/journal.jsonl"))) == len(
-            list(project.glob("results/cells/**/cell.json"))
-        ):
-            time.sleep(0.01)
-        os.killpg(run.pid, signal.SIGKILL)
-    begun = [output for rule, event, output in calls(project) if rule == "generate" and event == "begin"]
-    ended = {output for rule, event, output in calls(project) if rule == "generate" and event == "end"}
-    (killed,) = set(begun) - ended
-    assert (project / killed).is_file()
-    snakemake(project)
-    again = [output for rule, event, output in calls(project) if rule == "generate" and event == "begin"]
-    assert len(again) == len(set(again)) + 1
-    assert again.count(killed) == 2
+def test_leave_to_run_code_concerns_only_the_tasks_that_run_it(finished: Path) -> None:
+    counts = plan(finished, "--config", "allow_code_execution=false")
+    assert cells_of(counts, "Scoring") == {(method, "humaneval") for method in METHODS}
 
 
 def test_dag_picture_and_lint(tmp_path: Path) -> None:

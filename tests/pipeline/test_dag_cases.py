@@ -1,0 +1,117 @@
+"""What can come between a run and its end: other profiles, mistakes, failures, kills (in a copy, as in ``test_dag``)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.dag import METHODS, ROOT, TASKS, calls, command, copy_project, plan, short_profile, snakemake
+
+
+def test_configfile_replaces_the_profile(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    file = short_profile(project)
+    assert plan(project, "--configfile", file.name)["generate"] == 4
+    assert plan(project, "--config", "profile=smoke")["generate"] == len(METHODS) * len(TASKS)
+    refused = snakemake(project, "--configfile", file.name, "--config", "profile=smoke", status=1)
+    assert refused.splitlines()[-1].startswith("error: config: profile = 'smoke' beside --configfile")
+    file.write_text(file.read_text() + "methods: {}\n")
+    line = len(file.read_text().splitlines())
+    refused = snakemake(project, "--configfile", file.name, status=1)
+    assert refused.splitlines()[-1].endswith(f"the key 'methods' is given twice, again in line {line}")
+
+
+def test_going_back_to_a_profile_costs_no_generation(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    first = short_profile(project, "first", hub="org/tiny")
+    second = short_profile(project, "second", hub="org/tiny")
+    second.write_text(second.read_text().replace("num_prompts: 1", "num_prompts: 2"))
+    for file in (first, second):
+        snakemake(project, "--configfile", file.name)
+    counts = plan(project, "--configfile", first.name)
+    assert {rule: counts[rule] for rule in ("collect", "tables", "figures", "total")} == {
+        **dict.fromkeys(("collect", "tables", "figures"), 1),
+        "total": 4,  # with all
+    }
+
+
+def test_a_failed_fetch_or_dataset_does_not_hold_up_the_rest_and_is_tried_again(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    run = ["--configfile", short_profile(project).name]
+    for _ in range(2):
+        snakemake(project, *run, fails="tiny verbalized")
+        assert (project / "results" / "benchmark.csv").is_file()
+        counts = plan(project, *run)
+        assert counts["fetch"] == counts["dataset"] == 1
+    snakemake(project, *run)
+    assert "Nothing to be done" in snakemake(project, *run)
+
+
+def test_a_changed_file_in_a_models_folder_is_seen_also_behind_a_link(tmp_path: Path) -> None:
+    project = copy_project(tmp_path / "project")
+    (tmp_path / "blobs").mkdir()
+    (project / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "blobs" / name).write_text(name)
+        (project / "model" / name).symlink_to(tmp_path / "blobs" / name)
+    run = ["--configfile", short_profile(project, path="model").name]
+    snakemake(project, *run)
+    assert "Nothing to be done" in snakemake(project, *run)
+    (tmp_path / "blobs" / "model.safetensors").write_text("other weights")
+    assert plan(project, *run)["fetch"] == 1
+
+
+@pytest.mark.parametrize("arguments", ["results/benchmark.csv", "--configfile mine.yaml", "--dry-run"])
+def test_make_puts_the_profile_behind_other_arguments(arguments: str) -> None:
+    make = ["make", "--dry-run", "--old-file=.venv/complete", "benchmark", "PROFILE=smoke"]
+    done = subprocess.run([*make, f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].endswith(f"snakemake --cores all {arguments} --config profile=smoke")
+    for given in ("--config repeats=3", "--config=repeats=3", "-C repeats=3"):
+        refused = subprocess.run([make[0], *make[2:], f"ARGS={given}"], cwd=ROOT, capture_output=True, check=False)
+        assert refused.returncode == 2
+        assert b"name the profile there" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["profile=smok"], "error: config: no file 'config/smok.yaml'; did you mean 'smoke.yaml'?"),
+        (["device=gpu"], "error: config: device = 'gpu': did you mean 'cpu'?"),
+        (["methods={prompt_lokup: {}}"], "error: config: unknown method 'prompt_lokup'; did you mean 'prompt_lookup'?"),
+    ],
+)
+def test_bad_configuration_ends_before_any_job(tmp_path: Path, arguments: list[str], message: str) -> None:
+    project = copy_project(tmp_path)
+    output = snakemake(project, "--config", *arguments, status=1)
+    assert output.splitlines()[-1] == message
+    assert len(output.splitlines()) == 2  # the first says which profile Snakemake uses
+    assert not (project / "results").exists()
+
+
+def test_killed_run_goes_on_and_a_second_run_is_refused(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    slow = os.environ | {"STAND_IN_SECONDS": "0.3"}
+    with subprocess.Popen(command(), cwd=project, env=slow, stderr=subprocess.DEVNULL, start_new_session=True) as run:
+        while run.poll() is None and not list(project.glob("results/cells/**/cell.json")):
+            time.sleep(0.1)
+        refused = snakemake(project, status=1)
+        assert refused.splitlines()[-1].startswith("error: another run is at work in this folder")
+        # The next cell is under way: its journal is written, its other outputs are not.
+        while len(list(project.glob("results/cells/**/journal.jsonl"))) == len(
+            list(project.glob("results/cells/**/cell.json"))
+        ):
+            time.sleep(0.01)
+        os.killpg(run.pid, signal.SIGKILL)
+    begun = [output for rule, event, output in calls(project) if rule == "generate" and event == "begin"]
+    ended = {output for rule, event, output in calls(project) if rule == "generate" and event == "end"}
+    (killed,) = set(begun) - ended
+    assert (project / killed).is_file()
+    snakemake(project)
+    again = [output for rule, event, output in calls(project) if rule == "generate" and event == "begin"]
+    assert len(again) == len(set(again)) + 1
+    assert again.count(killed) == 2
