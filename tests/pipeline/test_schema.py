@@ -138,3 +138,12 @@ def test_the_document_of_the_columns_is_up_to_date() -> None:
     assert (root / "docs" / "columns.md").read_text(encoding="utf-8") == made, (
         "run python -m pipeline.schemas.benchmark > docs/columns.md"
     )
+
+
+def test_the_committed_reference_tables_follow_the_schema() -> None:
+    references = sorted((Path(__file__).resolve().parents[2] / "results/reference").glob("*.csv"))
+    assert "laptop.csv" in [path.name for path in references]
+    for path in references:
+        table = benchmark.read(path)
+        assert set(table["status"]) == {"ok"}
+        assert (table.loc[table["method"].isin(["autoregressive", "prompt_lookup"]), "lossless_match"] == 1).all()
