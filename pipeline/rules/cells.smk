@@ -1,8 +1,9 @@
 rule generate:
     """Run one method on one task: a timed cell. It takes all cores, so nothing else runs beside it.
 
-    The journal that lets a killed cell go on at its prompt lies in the same folder and is no output: Snakemake removes
-    the outputs of a job that it runs again.
+    Snakemake removes the outputs of a job that it runs again, also of one that was finished when the run was killed but
+    not yet noted as such. So the work is done in a folder that holds no outputs: the journal that lets a killed cell go
+    on at its prompt is there, and a cell that is already whole is only linked again.
 
     python -m pipeline.generate --model-dir results/models/smollm2-135m --dtype bfloat16 --method prompt_lookup --options '{}'
         --task humaneval --requests results/requests/laptop/smollm2-135m/humaneval.jsonl --seed 0 --sampling '{"temperature": 0.0}'
@@ -25,7 +26,7 @@ rule generate:
         warmup_prompts=SETTINGS.warmup_prompts,
         device=SETTINGS.device,
         num_threads=SETTINGS.num_threads,
-        cell=subpath(output.cell, parent=True),
+        work=f"{CELL}/run",
     threads: workflow.cores
     resources:
         timed=1,
@@ -38,11 +39,14 @@ rule generate:
         " --method {wildcards.method:q} --options {params.options:q} --task {wildcards.task:q}"
         " --requests {input.requests:q} --seed {wildcards.seed} --sampling {params.sampling:q}"
         " --repeats {params.repeats} --warmup-prompts {params.warmup_prompts} --device {params.device:q}"
-        " --num-threads {params.num_threads} --output {params.cell:q} 2> >(tee {log:q} >&2)"
+        " --num-threads {params.num_threads} --output {params.work:q} 2> >(tee {log:q} >&2)"
+        "; ln -f {params.work:q}/records.jsonl {output.records:q}; ln -f {params.work:q}/cell.json {output.cell:q}"
 
 
 rule score:
     """Score the texts of one cell. No model is loaded, and a changed metric costs no generation.
+
+    By now the end of the cell is noted, so its second name goes: --forcerun generate then times it anew.
 
     python -m pipeline.score --task humaneval --data results/tasks/humaneval
         --cell results/cells/laptop/smollm2-135m/bfloat16/humaneval/prompt_lookup/0 --allow-code-execution
@@ -65,4 +69,4 @@ rule score:
         "Scoring {wildcards.method} on {wildcards.task} ({wildcards.model}, {wildcards.dtype}, seed {wildcards.seed})"
     shell:
         "python -m pipeline.score --task {wildcards.task:q} --data {params.data:q} --cell {params.cell:q} {params.flags}"
-        " 2> >(tee {log:q} >&2)"
+        " 2> >(tee {log:q} >&2); rm -f {params.cell:q}/run/cell.json {params.cell:q}/run/records.jsonl"

@@ -1,4 +1,4 @@
-"""What can come between a run and its end: other profiles, mistakes, failures, kills (in a copy, as in ``test_dag``)."""
+"""What can come between a run and its end: other profiles, mistakes, failures, kills (as ``test_dag``, in a copy)."""
 
 from __future__ import annotations
 
@@ -97,13 +97,13 @@ def test_killed_run_goes_on_and_a_second_run_is_refused(tmp_path: Path) -> None:
     project = copy_project(tmp_path)
     slow = os.environ | {"STAND_IN_SECONDS": "0.3"}
     with subprocess.Popen(command(), cwd=project, env=slow, stderr=subprocess.DEVNULL, start_new_session=True) as run:
-        while run.poll() is None and not list(project.glob("results/cells/**/cell.json")):
+        while run.poll() is None and not list(project.glob("results/cells/**/0/cell.json")):
             time.sleep(0.1)
         refused = snakemake(project, status=1)
         assert refused.splitlines()[-1].startswith("error: another run is at work in this folder")
         # The next cell is under way: its journal is written, its other outputs are not.
         while len(list(project.glob("results/cells/**/journal.jsonl"))) == len(
-            list(project.glob("results/cells/**/cell.json"))
+            list(project.glob("results/cells/**/0/cell.json"))
         ):
             time.sleep(0.01)
         os.killpg(run.pid, signal.SIGKILL)
