@@ -98,7 +98,6 @@ class Bench:
         self.num_threads = spec.num_threads or available_cores()
         torch.set_num_threads(self.num_threads)
         self.dtype = getattr(torch, spec.dtype)
-        self.limits = measure_limits(self.device, self.dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(spec.model_dir, local_files_only=True, trust_remote_code=False)
         self.meter = MemoryMeter(self.device)
         self.sampling = Sampling(**spec.sampling)
@@ -119,6 +118,8 @@ class Bench:
             self.method_bytes = self.meter.resident() - floor
         self.baseline = SpeculativeDecoder(self.target, AutoregressiveDrafter(), self.sampling)
         self.warm_up(self.baseline, requests)
+        # Last, since what it leaves behind would hide what the models take.
+        self.limits = measure_limits(self.device, self.dtype)
         settle()
 
     def load_target(self) -> TargetModel:
