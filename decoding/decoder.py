@@ -2,7 +2,7 @@ r"""The one loop that every lossless method runs in: propose, read, verify, keep
 
     tree    = drafter.propose(context)          the drafter's guess, rooted at the last token
     output  = target.read(cache, tree)          one forward pass of the target over all of it
-    verdict = verify(tree, output.logits)       the path that the target itself would have taken
+    verdict = self.verify(tree, output.logits)       the path that the target itself would have taken
     cache.keep(verdict.path)                    the rest is forgotten
 
 A method is only a :class:`Drafter`. It may be wrong at no cost but time: what is emitted is decided here.
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from decoding.cache import KVCache
 from decoding.sampling import GREEDY, Sampling
@@ -46,7 +47,24 @@ class Drafter(Protocol):
         """Return a tree rooted at the last token of ``context`` (prompt and everything emitted so far)."""
 
     def observe(self, verdict: Verdict) -> int:
-        """Learn from a verification; return the forward passes of a draft model since the last call."""
+        """Learn from a verification; return the forward passes of a draft model since the last call.
+
+        Called after prefill too, with the verdict on a tree of the prompt's last token alone.
+        """
+
+
+class Verify(Protocol):
+    """A rule of acceptance; :func:`decoding.verify.verify`, the lossless one, unless a method is lossy by name."""
+
+    def __call__(
+        self,
+        tree: CandidateTree,
+        logits: Tensor,
+        sampling: Sampling,
+        generator: torch.Generator | None,
+        hidden: Tensor | None = None,
+    ) -> Verdict:
+        """Decide which path of ``tree`` is kept, given the target's ``logits`` ``[W, V]``."""
 
 
 class SpeculativeDecoder:
@@ -56,10 +74,13 @@ class SpeculativeDecoder:
         target: the model whose text is generated.
         drafter: the method.
         sampling: greedy by default.
+        verify: the rule of acceptance; any other than the default makes the method lossy.
     """
 
-    def __init__(self, target: TargetModel, drafter: Drafter, sampling: Sampling = GREEDY) -> None:
-        self.target, self.drafter, self.sampling = target, drafter, sampling
+    def __init__(
+        self, target: TargetModel, drafter: Drafter, sampling: Sampling = GREEDY, verify: Verify = verify
+    ) -> None:
+        self.target, self.drafter, self.sampling, self.verify = target, drafter, sampling, verify
         self._cache: KVCache | None = None
 
     def generate(
@@ -82,8 +103,9 @@ class SpeculativeDecoder:
         self.drafter.begin(prompt_ids)
         root = CandidateTree((prompt_ids[-1],), (-1,))
         first = self.target.prefill(cache, prompt_ids)
-        verdict = verify(root, first.logits, self.sampling, generator, first.hidden)
+        verdict = self.verify(root, first.logits, self.sampling, generator, first.hidden)
         ending = Ending(max_new_tokens, self.target.end_token_ids, stop)
+        draft_forwards = self.drafter.observe(verdict)
         context, steps = [*prompt_ids, verdict.bonus], []
         cut = ending.check([verdict.bonus], start=0)
         ttft_s = time.perf_counter() - started
@@ -91,7 +113,14 @@ class SpeculativeDecoder:
             step, cut = self._step(cache, context, len(prompt_ids), ending, generator)
             steps.append(step)
         output = tuple(context[len(prompt_ids) : len(prompt_ids) + cut.kept])
-        return Generation(output, len(prompt_ids), not cut.ended, ttft_s, tuple(steps))
+        return Generation(
+            output,
+            len(prompt_ids),
+            truncated=not cut.ended,
+            ttft_s=ttft_s,
+            steps=tuple(steps),
+            prefill_draft_forwards=draft_forwards,
+        )
 
     def _step(
         self,
@@ -106,7 +135,7 @@ class SpeculativeDecoder:
         tree = self.drafter.propose(context)
         proposed = time.perf_counter()
         output = self.target.read(cache, tree)
-        verdict = verify(tree, output.logits, self.sampling, generator, output.hidden)
+        verdict = self.verify(tree, output.logits, self.sampling, generator, output.hidden)
         cache.keep(verdict.path)
         before = len(context) - prompt_length
         context.extend(verdict.emitted)

@@ -47,6 +47,7 @@ class Generation:
             method drafts before it, what of the draft was accepted.
         prefill_accepted: draft tokens that prefill added to the text.
         prefill_candidates: draft tokens that prefill verified.
+        prefill_draft_forwards: forward passes of a draft model before the first token.
     """
 
     output_ids: tuple[int, ...]
@@ -56,6 +57,7 @@ class Generation:
     steps: tuple[Step, ...]
     prefill_accepted: int = 0
     prefill_candidates: int = 0
+    prefill_draft_forwards: int = 0
 
     @property
     def num_new_tokens(self) -> int:
@@ -85,7 +87,7 @@ class Generation:
     @property
     def draft_forwards(self) -> int:
         """Forward passes of a draft model."""
-        return sum(step.draft_forwards for step in self.steps)
+        return self.prefill_draft_forwards + sum(step.draft_forwards for step in self.steps)
 
     @property
     def accepted_draft_tokens(self) -> int:

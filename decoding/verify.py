@@ -20,10 +20,11 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from decoding.sampling import Sampling, draw
@@ -38,6 +39,7 @@ class Verdict:
         tree: the candidates.
         path: accepted nodes, the root first.
         bonus: the token that the target itself chose after the path.
+        choices: ``[W]``, the target's most likely token after each node.
         logits: ``[W, V]`` of the target, one row a node.
         hidden: ``[W, d]`` last hidden states of the target, one row a node.
     """
@@ -45,6 +47,7 @@ class Verdict:
     tree: CandidateTree
     path: tuple[int, ...]
     bonus: int
+    choices: tuple[int, ...]
     logits: Float[Tensor, "w v"]
     hidden: Float[Tensor, "w d"] | None = None
 
@@ -59,12 +62,11 @@ class Verdict:
         return (*self.accepted, self.bonus)
 
 
-def greedy_path(tree: CandidateTree, choices: Int[Tensor, " w"]) -> tuple[tuple[int, ...], int]:
+def greedy_path(tree: CandidateTree, choices: Sequence[int]) -> tuple[tuple[int, ...], int]:
     """Follow the target's own choices ``[W]`` from the root; return the accepted nodes and the bonus token."""
-    tokens = choices.tolist()
     path = [0]
     while True:
-        chosen = tokens[path[-1]]
+        chosen = choices[path[-1]]
         agreeing = [child for child in tree.children[path[-1]] if tree.tokens[child] == chosen]
         if not agreeing:
             return tuple(path), chosen
@@ -112,8 +114,9 @@ def verify(
     hidden: Float[Tensor, "w d"] | None = None,
 ) -> Verdict:
     """Decide which path of ``tree`` is kept, given the target's ``logits`` at its nodes."""
+    choices = tuple(logits.argmax(-1).tolist())
     if sampling.is_greedy:
-        path, bonus = greedy_path(tree, logits.argmax(-1))
+        path, bonus = greedy_path(tree, choices)
     else:
         path, bonus = sampled_path(tree, logits, sampling, generator)
-    return Verdict(tree, path, bonus, logits, hidden)
+    return Verdict(tree, path, bonus, choices, logits, hidden)

@@ -81,7 +81,7 @@ def test_counters_add_up(model: torch.nn.Module, target: TargetModel) -> None:
     steps = generation.steps
     assert 1 + sum(step.emitted for step in steps) == generation.num_new_tokens
     assert generation.target_forwards == 1 + len(steps)
-    assert generation.draft_forwards == 3 * len(steps)
+    assert generation.draft_forwards == 3 * (1 + len(steps))  # prefill is observed too
     assert generation.candidate_tokens == sum(verdict.tree.width - 1 for verdict in drafter.verdicts)
     assert 0 < generation.accepted_draft_tokens <= generation.candidate_tokens
     assert generation.accepted_draft_tokens <= sum(len(verdict.accepted) for verdict in drafter.verdicts)
