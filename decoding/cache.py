@@ -56,6 +56,16 @@ class KVCache:
         """Forget everything; the old rows are masked and later overwritten."""
         self.length = 0
 
+    def truncate(self, length: int) -> None:
+        """Take back what was committed behind the first ``length`` tokens.
+
+        Raises:
+            ValueError: there are not that many.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"a cache of length {self.length} cannot be truncated to {length}")
+        self.length = length
+
     def check_room(self, rows: int) -> None:
         """Check that ``rows`` more fit.
 

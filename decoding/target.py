@@ -61,10 +61,19 @@ class TargetModel:
         weights: see :class:`LlamaWeights`.
         decode_width: rows of every decode forward; wider trees are read unpadded. None: no padding.
         end_token_ids: tokens that end a text.
+        folder: where it was loaded from, so that what is trained for it can be checked against it.
     """
 
-    def __init__(self, weights: LlamaWeights, *, decode_width: int | None, end_token_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        weights: LlamaWeights,
+        *,
+        decode_width: int | None,
+        end_token_ids: Sequence[int] = (),
+        folder: Path | None = None,
+    ) -> None:
         self.weights = weights
+        self.folder = folder
         self.decode_width = decode_width
         self.end_token_ids = frozenset(end_token_ids)
         self.device = weights.embedding.device
@@ -90,7 +99,8 @@ class TargetModel:
         with ExitStack() as stack:
             weights = LlamaWeights.load(config, _open_tensors(folder, stack), dtype, device)
         width = default_decode_width(dtype, device) if decode_width == "default" else decode_width
-        return cls(weights, decode_width=width, end_token_ids=end_tokens(folder, config))  # type: ignore[arg-type]
+        ends = end_tokens(folder, config)
+        return cls(weights, decode_width=width, end_token_ids=ends, folder=folder)  # type: ignore[arg-type]
 
     @property
     def max_context(self) -> int:
