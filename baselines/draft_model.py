@@ -25,6 +25,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class DraftModel:
         self.model = model
         self.token_ids = None if shortlist is None else list(shortlist)
         self.num_forwards = 0
+        self._rows: Int[Tensor, " s"] = torch.tensor(self.token_ids or [], dtype=torch.long)
         self._cache: KVCache | None = None
         self._held: list[int] = []  # tokens of the cache's committed rows
         self._pending: list[int] = []  # tokens of the text that come after them and are not yet read
@@ -99,7 +101,7 @@ class DraftModel:
         if self.token_ids is None:
             return probabilities
         spread = probabilities.new_zeros(*probabilities.shape[:-1], self.vocab_size)
-        spread[..., self._shortlist_index(probabilities.device)] = probabilities
+        spread[..., self._rows.to(spread.device)] = probabilities
         return spread
 
     def begin(self, capacity: int = 0) -> None:
@@ -174,9 +176,6 @@ class DraftModel:
             self._cache.length = cache.length
         return self._started()
 
-    def _shortlist_index(self, device: torch.device) -> Int[Tensor, " s"]:
-        return torch.tensor(self.token_ids, device=device)
-
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Return how many tokens two texts share at their beginning."""
@@ -226,7 +225,7 @@ def read_shortlist(file: Path, vocab_size: int) -> list[int]:
     """
     ids = json.loads(file.read_text())
     is_list = isinstance(ids, list) and bool(ids) and all(type(i) is int and 0 <= i < vocab_size for i in ids)
-    if not is_list or any(low >= high for low, high in zip(ids, ids[1:], strict=False)):
+    if not is_list or any(low >= high for low, high in pairwise(ids)):
         raise ValueError(f"{file} is not an ascending list of token ids below {vocab_size}")
     return list(ids)
 
