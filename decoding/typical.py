@@ -1,0 +1,103 @@
+"""Typical acceptance: keep what the target finds plausible, rather than what it would have drawn. Lossy.
+
+Medusa's rule (Cai et al. 2024, section 2.3.1, after the truncation sampling of Hewitt et al. 2022): a draft token x
+after a node at which the target's distribution is p, with entropy H(p), is accepted if
+
+    p(x) > min(epsilon, delta * exp(-H(p))),
+
+a floor that sinks where the target itself is undecided. The longest accepted path is kept; of several, the most likely
+by the target. The token after it is the target's own choice, so each step has at least one (the paper's first token,
+which is always accepted). The most likely token always passes where delta <= 1, since p_max >= exp(-H(p)).
+
+The defaults are those of the authors' code: epsilon 0.09, delta 0.3, temperature 0.7 (``posterior_threshold``,
+``posterior_alpha`` in FasterDecoding/Medusa, medusa/model/medusa_model.py).
+
+The text is not the target's: a method that accepts like this is named for it and never called lossless. Example::
+
+    decoder = SpeculativeDecoder(target, drafter, verify=TypicalAcceptance(epsilon=0.09, delta=0.3))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from decoding.sampling import Sampling, draw
+from decoding.tree import CandidateTree
+from decoding.verify import Verdict
+
+
+@dataclass(frozen=True)
+class TypicalAcceptance:
+    """A rule of acceptance for :class:`decoding.decoder.SpeculativeDecoder`.
+
+    Attributes:
+        epsilon: floor where the target is certain.
+        delta: scale of the floor where it is not.
+        temperature: of p where decoding is greedy, which has none of its own; sampled decoding brings its own p.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    epsilon: float = 0.09
+    delta: float = 0.3
+    temperature: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon <= 1:
+            raise ValueError(f"epsilon must be above 0 and at most 1, not {self.epsilon}")
+        if self.delta <= 0:
+            raise ValueError(f"delta must be above 0, not {self.delta}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
+
+    def __call__(
+        self,
+        tree: CandidateTree,
+        logits: Float[Tensor, "w v"],
+        sampling: Sampling,
+        generator: torch.Generator | None,
+        hidden: Float[Tensor, "w d"] | None = None,
+    ) -> Verdict:
+        """Decide which path of ``tree`` is kept, given the target's ``logits`` at its nodes."""
+        choices = tuple(logits.argmax(-1).tolist())
+        path = self._longest_path(tree, logits, sampling)
+        if sampling.is_greedy:
+            bonus = choices[path[-1]]
+        else:
+            bonus = draw(sampling.probabilities(logits[path[-1]].cpu()), generator)
+        return Verdict(tree, path, bonus, choices, logits, hidden)
+
+    def _longest_path(
+        self, tree: CandidateTree, logits: Float[Tensor, "w v"], sampling: Sampling
+    ) -> tuple[int, ...]:
+        """Return the longest path of accepted nodes, the likeliest of several."""
+        log_likelihood = {0: 0.0}  # of the accepted nodes; parents come before their children
+        for node, children in enumerate(tree.children):
+            if node in log_likelihood and children:
+                tokens = [tree.tokens[child] for child in children]
+                for child, likelihood in zip(children, self._accepted(logits[node], tokens, sampling), strict=True):
+                    if likelihood is not None:
+                        log_likelihood[child] = log_likelihood[node] + likelihood
+        node = max(log_likelihood, key=lambda node: (tree.depths[node], log_likelihood[node]))
+        path = [node]
+        while path[-1]:
+            path.append(tree.parents[path[-1]])
+        return tuple(reversed(path))
+
+    def _accepted(
+        self, logits: Float[Tensor, " v"], tokens: list[int], sampling: Sampling
+    ) -> list[float | None]:
+        """Return the log probability of each accepted token and None for each rejected one."""
+        if sampling.is_greedy:
+            sampling = Sampling(temperature=self.temperature)
+        probabilities = sampling.probabilities(logits)
+        entropy = torch.special.entr(probabilities).sum()
+        floor = torch.clamp(self.delta * torch.exp(-entropy), max=self.epsilon)
+        chosen = probabilities[tokens]
+        logs = torch.where(chosen > floor, chosen.log(), -torch.inf).tolist()
+        return [None if log == -torch.inf else log for log in logs]

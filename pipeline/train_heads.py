@@ -1,0 +1,245 @@
+"""Rule: train Medusa heads for a target on text that the target itself generated (Medusa-1: the target is frozen).
+
+Since the target does not change, its last hidden states over the text are computed once, in bfloat16, and the heads
+are all that is trained: head k on the token k + 2 places after the state, with cross-entropy weighted 0.8^k (Cai et al.
+2024, section 2.2.1). Only tokens that the target generated are learned, and only the most frequent ones have output
+rows; those start from the target's own head. What is measured on the validation part, how often choice i of head k is
+right, goes into ``heads.json`` together with the tree fitted to it. By hand::
+
+    python -m pipeline.train_heads --model results/models/smollm2-135m --text results/text/smollm2-135m/text.jsonl \
+        --output results/heads/smollm2-135m
+
+A killed run goes on from its last checkpoint when the same command is run again. The folder appears whole or not at
+all: ``heads.safetensors``, ``heads.json``, and ``loss.csv`` with the loss curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from baselines.medusa_heads import HeadsRecord, MedusaHeads, rows_of, save_heads
+from baselines.medusa_tree import fit_paths
+from pipeline.errors import UserError, command
+from pipeline.files import atomic_path, atomic_write, sha256_of, sha256_of_all
+from pipeline.heads_states import IGNORED, Pair, States, choose_shortlist, hidden_states, labels_of, read_text
+
+HEAD_DECAY = 0.8  # loss weight of each head relative to the one before it, as in the paper
+TOP_CHOICES = 10  # choices of a head whose accuracy is measured
+MOST_NODES = 63  # of the fitted tree; its first n nodes are the tree of n nodes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the heads depend on, beside the code and the text."""
+
+    num_heads: int = 4
+    shortlist_size: int = 8192
+    epochs: float = 3.0
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
+class HeadsWithLoss(nn.Module):
+    """The heads under the loss that they are trained with, in the form that a Trainer calls."""
+
+    def __init__(self, heads: MedusaHeads) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, hidden: Float[Tensor, "n d"], labels: Int[Tensor, "n k"]) -> dict[str, Tensor]:
+        """Return ``sum_k 0.8^k CE_k``, each over the positions that have a label."""
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        for k, state in enumerate(self.heads.states(hidden.to(self.heads.output_weight.dtype))):
+            logits = F.linear(state, self.heads.output_weight[k])
+            summed = F.cross_entropy(logits.float(), labels[:, k], ignore_index=IGNORED, reduction="sum")
+            loss = loss + HEAD_DECAY**k * summed / (labels[:, k] != IGNORED).sum().clamp(min=1)
+        return {"loss": loss}
+
+
+def _whole_batch(batch: Any) -> dict[str, Any]:
+    """Collate nothing: :class:`States` hands out whole batches."""
+    return dict(batch)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the newest checkpoint that a Trainer left in ``folder``."""
+    if not folder.is_dir():
+        return None
+    found: str | None = get_last_checkpoint(str(folder))  # type: ignore[no-untyped-call]
+    return found
+
+
+def train(heads: MedusaHeads, data: States, settings: Settings, work: Path) -> list[dict[str, Any]]:
+    """Train ``heads`` in place, from the last checkpoint in ``work`` if there is one; return the loss curve."""
+    on_cpu = not torch.cuda.is_available()
+    steps_an_epoch = -(-len(data) // settings.batch_size)
+    arguments = TrainingArguments(
+        output_dir=str(work / "checkpoints"),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(0.05 * steps_an_epoch * settings.epochs)),
+        weight_decay=0.0,
+        optim="adamw_torch_fused",
+        use_cpu=on_cpu,
+        bf16=not on_cpu or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        logging_steps=10,
+        save_steps=200,
+        save_total_limit=1,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=not on_cpu,
+    )
+    trainer = Trainer(
+        model=HeadsWithLoss(heads), args=arguments, train_dataset=data, data_collator=_whole_batch
+    )
+    checkpoints = Path(arguments.output_dir or "")
+    last = _last_checkpoint(checkpoints)
+    if last:
+        say(f"going on from {Path(last).name}")
+    trainer.train(resume_from_checkpoint=last)
+    heads.cpu()
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+@torch.inference_mode()
+def measure(
+    heads: MedusaHeads, hidden: Float[Tensor, "n d"], tokens: Int[Tensor, "n k"], shortlist: list[int]
+) -> list[list[float]]:
+    """Return how often choice i of head k is the target's token, ``[K][10]``; off the shortlist counts as missed."""
+    ids = torch.tensor(shortlist)
+    hits = torch.zeros(heads.num_heads, min(TOP_CHOICES, len(shortlist)))
+    for start in range(0, len(hidden), 512):
+        state, token = hidden[start : start + 512], tokens[start : start + 512]
+        choices = ids[heads(state.to(heads.output_weight.dtype)).topk(hits.shape[1]).indices]
+        hits += (choices == token.T[..., None]).sum(1)
+    counts = (tokens != IGNORED).sum(0).clamp(min=1)
+    return [[round(share, 5) for share in row] for row in (hits / counts[:, None]).tolist()]
+
+
+def prepare_work(work: Path, settings: Settings, model_dir: Path, text: Path) -> None:
+    """Keep what a killed run left in ``work`` if it was the same run, else start with an empty folder."""
+    weights = sha256_of_all(model_dir.glob("*.safetensors"))
+    run = {**asdict(settings), "model_sha256": weights, "text_sha256": sha256_of(text)}
+    stamp, described = work / "run.json", json.dumps(run, indent=2) + "\n"
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != described:
+        shutil.rmtree(work, ignore_errors=True)
+        atomic_write(stamp, described)
+
+
+def read_target(
+    model_dir: Path, pairs: dict[str, list[Pair]], shortlist: list[int], work: Path
+) -> dict[str, Tensor]:
+    """Return the hidden states of both splits and the shortlist's rows of the target's head, read once and kept."""
+    file = work / "states.safetensors"
+    if not file.is_file():
+        model = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=torch.bfloat16, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+        if torch.cuda.is_available():
+            model.cuda()
+        model.eval()
+        states = {}
+        for split, texts in pairs.items():
+            say(f"reading {sum(len(p) + len(o) for p, o in texts)} tokens of {split} text with the target")
+            states[split] = hidden_states(model, texts)
+        head = model.get_output_embeddings().weight.detach().cpu()  # type: ignore[no-untyped-call]
+        with atomic_path(file) as temporary:
+            save_file({**states, "head": head[shortlist].clone(), "vocabulary": torch.tensor(len(head))}, temporary)
+    return load_file(file)
+
+
+def train_heads(model_dir: Path, text: Path, output: Path, settings: Settings) -> None:
+    """Write the folder of heads.
+
+    Raises:
+        UserError: the target or the text is missing or damaged.
+    """
+    if not (model_dir / "config.json").is_file():
+        raise UserError(f"--model: {model_dir} is not a model folder; run python -m pipeline.fetch first")
+    pairs = read_text(text)
+    shortlist = choose_shortlist(pairs["train"], settings.shortlist_size)
+    work = output.with_name(f".{output.name}.partial")
+    prepare_work(work, settings, model_dir, text)
+    target = read_target(model_dir, pairs, shortlist, work)
+    rows = torch.tensor(rows_of(shortlist, int(target["vocabulary"])))
+    set_seed(settings.seed)
+    heads = MedusaHeads(settings.num_heads, target["head"].shape[1], len(shortlist))
+    with torch.no_grad():
+        heads.output_weight.copy_(target["head"].float())
+    labels, _ = labels_of(pairs["train"], settings.num_heads, rows)
+    say(f"training {settings.num_heads} heads over {len(shortlist)} tokens on {len(labels)} states")
+    curve = train(heads, States(target["train"], labels), settings, work)
+    _, tokens = labels_of(pairs["validation"], settings.num_heads, rows)
+    heads.bfloat16()  # what they are decoded in, and half the file
+    accuracies = measure(heads, target["validation"], tokens, shortlist)
+    tree = fit_paths(accuracies, MOST_NODES)
+    record = HeadsRecord(
+        settings.num_heads, target["head"].shape[1], tuple(shortlist), tuple(map(tuple, accuracies)), tuple(tree)
+    )
+    finish(work, output, heads, record, curve)
+    say(f"top-1 accuracies {', '.join(f'{row[0]:.3f}' for row in accuracies)}; the heads are in {output}")
+
+
+def finish(
+    work: Path, output: Path, heads: MedusaHeads, record: HeadsRecord, curve: list[dict[str, Any]]
+) -> None:
+    """Write everything into ``work`` and let it become ``output`` at once."""
+    folder = work / "heads"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    save_heads(folder, heads, record)
+    with (folder / "loss.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["step", "epoch", "loss", "learning_rate"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(curve)
+    if output.exists():
+        output.rename(work / "old")
+    folder.rename(output)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def say(line: str) -> None:
+    """Tell the user what is being done."""
+    print(f"train_heads: {line}", file=sys.stderr, flush=True)
+
+
+@command
+def main() -> None:
+    """Read the command line and do it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="the target's folder")
+    parser.add_argument("--text", type=Path, required=True, help="text.jsonl of pipeline.selfgen")
+    parser.add_argument("--output", type=Path, required=True, help="the folder of heads to write")
+    for name, value in asdict(Settings()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    arguments = vars(parser.parse_args())
+    model_dir, text, output = (arguments.pop(name) for name in ("model", "text", "output"))
+    for name, value in arguments.items():
+        if value <= 0 and name != "seed":
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    train_heads(model_dir, text, output, Settings(**arguments))
+
+
+if __name__ == "__main__":
+    main()
