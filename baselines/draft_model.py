@@ -73,9 +73,7 @@ class DraftModel:
             ValueError: there is no model in the folder, its vocabulary is not the target's, or its shortlist is bad.
         """
         folder = Path(folder)
-        if not (folder / "config.json").exists():
-            raise ValueError(f"there is no draft model in {folder}")
-        check_same_vocabulary(folder, target)
+        check_same_vocabulary(folder, target_folder=target.folder, vocab_size=target.vocab_size)
         model = TargetModel.from_pretrained(folder, dtype=target.dtype, device=target.device, decode_width=None)
         if not use_shortlist or not (folder / "shortlist.json").exists():
             return cls(model)
@@ -194,15 +192,23 @@ def behind(pending: Sequence[int], tree: CandidateTree) -> CandidateTree:
     return CandidateTree((*pending, *tree.tokens), parents)
 
 
-def check_same_vocabulary(folder: Path, target: TargetModel) -> None:
-    """Refuse a draft model whose token ids mean other tokens than the target's."""
+def check_same_vocabulary(folder: Path, *, target_folder: Path | None, vocab_size: int) -> None:
+    """Refuse a draft model whose token ids mean other tokens than the target's.
+
+    Raises:
+        ValueError: there is no model in ``folder``, or its vocabulary or tokenizer is not the target's.
+    """
+    if not (folder / "config.json").exists():
+        raise ValueError(f"there is no draft model in {folder}")
     size = json.loads((folder / "config.json").read_text()).get("vocab_size")
-    if size != target.vocab_size:
-        raise ValueError(f"the draft model in {folder} has {size} tokens, the target {target.vocab_size}")
-    ours, theirs = (None if f is None else read_vocabulary(f) for f in (target.folder, folder))
-    if target.folder is not None and ours != theirs:
-        what = "is not the target's" if ours and theirs else "cannot be compared with the target's"
-        raise ValueError(f"the tokenizer of the draft model in {folder} {what} in {target.folder}")
+    if size != vocab_size:
+        raise ValueError(f"the draft model in {folder} has {size} tokens, the target {vocab_size}")
+    if target_folder is None:
+        return
+    theirs, ours = read_vocabulary(folder), read_vocabulary(target_folder)
+    if theirs != ours:
+        what = "is not the target's" if theirs and ours else "cannot be compared with the target's"
+        raise ValueError(f"the tokenizer of the draft model in {folder} {what} in {target_folder}")
 
 
 def read_vocabulary(folder: Path) -> dict[str, Any] | None:

@@ -51,6 +51,15 @@ class _StepClock(StoppingCriteria):
         return torch.tensor([self.cut.ended], device=input_ids.device)
 
 
+def load_model(folder: str | Path, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
+    """Load a local folder with safetensors weights."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    return model
+
+
 class TransformersGreedy:
     """``model.generate(...)`` on one prompt at a time, timed step by step.
 
@@ -79,10 +88,7 @@ class TransformersGreedy:
         **options: Any,
     ) -> Self:
         """Load a local folder with safetensors weights; ``options`` go to the constructor."""
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-        model.to(torch.device(device))  # type: ignore[arg-type]
+        model = load_model(folder, dtype, device)
         return cls(model, sampling, end_tokens(Path(folder), model.config), **options)
 
     @property
@@ -130,6 +136,7 @@ class TransformersGreedy:
             steps=tuple(steps),
             prefill_accepted=prefill.accepted,
             prefill_candidates=prefill.candidates,
+            prefill_draft_forwards=prefill.draft_forwards,
         )
 
     def _count_rows(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
