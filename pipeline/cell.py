@@ -14,9 +14,10 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -26,26 +27,15 @@ from baselines.autoregressive import AutoregressiveDrafter
 from decoding import Generation, Sampling, SpeculativeDecoder, StopStrings, TargetModel
 from decoding.stopping import cut_at
 from pipeline.clock import MemoryMeter, measure_limits, quiet, settle
+from pipeline.divergence import top2_margin
+from pipeline.files import sha256_of_all
 from pipeline.machine import describe_machine, git_state, package_versions
+from pipeline.methods import Generates, build_decoder, build_peer, keeps_state, unlearned
 from pipeline.record import Journal, Record, run_record
-from pipeline.registry import METHODS, find, import_target
+from pipeline.registry import METHODS, find
 from pipeline.summary import first_divergences, summarise
 
 WARM_UP_TOKENS = 16
-
-
-class Generates(Protocol):
-    """What is timed: the engine with a drafter, or a peer."""
-
-    def generate(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        max_new_tokens: int,
-        stop: StopStrings,
-        generator: torch.Generator | None,
-    ) -> Generation:
-        """Generate from one prompt."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +55,7 @@ class CellSpec:
     device: str
     num_threads: int
     output: Path
+    parts: dict[str, Path]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -101,19 +92,20 @@ class Bench:
         self.tokenizer = AutoTokenizer.from_pretrained(spec.model_dir, local_files_only=True, trust_remote_code=False)
         self.meter = MemoryMeter(self.device)
         self.sampling = Sampling(**spec.sampling)
-        entry = METHODS[spec.method]
-        method_class = import_target(entry.target)
         floor = self.meter.resident()
-        if entry.kind == "peer":
-            self.method: Generates = method_class.from_pretrained(
-                spec.model_dir, dtype=self.dtype, device=self.device, sampling=self.sampling, **spec.options
+        if METHODS[spec.method].kind == "peer":
+            self.method: Generates = build_peer(
+                *(spec.method, spec.options, spec.model_dir, spec.parts),
+                dtype=self.dtype,
+                device=self.device,
+                sampling=self.sampling,
             )
             self.warm_up(self.method, requests)
             self.method_bytes = self.meter.resident() - floor
             self.target = self.load_target()
         else:
             self.target = self.load_target()
-            self.method = SpeculativeDecoder(self.target, method_class(**spec.options), self.sampling)
+            self.method = build_decoder(spec.method, spec.options, self.target, spec.parts, self.sampling)
             self.warm_up(self.method, requests)
             self.method_bytes = self.meter.resident() - floor
         self.baseline = SpeculativeDecoder(self.target, AutoregressiveDrafter(), self.sampling)
@@ -128,8 +120,18 @@ class Bench:
 
     def warm_up(self, generates: Generates, requests: Sequence[Record]) -> None:
         """Run the first prompts a little way, so that nothing is timed that happens once a process."""
-        for request in requests[: self.spec.warmup_prompts]:
-            self.run(generates, request, WARM_UP_TOKENS)
+        with unlearned(generates):
+            for request in requests[: self.spec.warmup_prompts]:
+                self.run(generates, request, WARM_UP_TOKENS)
+
+    def learn_again(self, requests: Sequence[Record]) -> None:
+        """Run prompts that a killed process had finished, untimed, if the method learns from prompt to prompt.
+
+        It then goes on as if it had never been interrupted.
+        """
+        if keeps_state(self.method):
+            for request in requests:
+                self.run(self.method, request)
 
     def run(self, generates: Generates, request: Record, limit: int | None = None) -> Generation:
         """Generate from one prompt, at most ``limit`` tokens; draws depend on the seed and the prompt alone."""
@@ -149,22 +151,24 @@ class Bench:
         """Run the method and the baseline in turn on one prompt, ``repeats`` times; return the prompt's record.
 
         Both first run two tokens untimed: libraries prepare themselves for each new shape, and whichever met the prompt
-        first would pay for both.
+        first would pay for both. A method that learns from prompt to prompt learns from the last trial alone, so that
+        none begins with what it knows of the very prompt.
         """
         turn = [("baseline", self.baseline), ("method", self.method)]
         for _, generates in turn:
-            self.run(generates, request, 2)
+            with unlearned(generates):
+                self.run(generates, request, 2)
         trials: dict[str, list[Generation]] = {"method": [], "baseline": []}
         peak_bytes = 0
         for repeat in range(self.spec.repeats):
             first = (request["prompt_id"] + repeat) % 2
+            is_last = repeat == self.spec.repeats - 1
             for name, generates in (turn[first], turn[1 - first]):
-                resident = self.meter.resident()
-                with quiet(self.device):
-                    self.meter.reset_peak()
-                    trials[name].append(self.run(generates, request))
+                with nullcontext() if is_last else unlearned(generates):
+                    generation, bytes_above = self.timed(generates, request)
+                trials[name].append(generation)
                 if name == "method":
-                    peak_bytes = max(peak_bytes, self.meter.peak() - resident)
+                    peak_bytes = max(peak_bytes, bytes_above)
         text = self.decode(trials["method"][0].output_ids, skip_special_tokens=True)
         return {
             "prompt_id": request["prompt_id"],
@@ -175,6 +179,14 @@ class Bench:
             "peak_memory_bytes": self.method_bytes + peak_bytes,
         }
 
+    def timed(self, generates: Generates, request: Record) -> tuple[Generation, int]:
+        """Return one timed run, and how far its peak memory was above what was in use before."""
+        resident = self.meter.resident()
+        with quiet(self.device):
+            self.meter.reset_peak()
+            generation = self.run(generates, request)
+        return generation, self.meter.peak() - resident
+
     def margins(self, records: Sequence[Record], requests: Sequence[Record]) -> list[dict[str, Any]]:
         """Return where ids differ from the baseline's, with the target's top-2 logit margin there."""
         prompts = {request["prompt_id"]: request["prompt_ids"] for request in requests}
@@ -183,9 +195,7 @@ class Bench:
         for divergence in first_divergences(records):
             prompt_id, token = divergence["prompt_id"], divergence["token"]
             context = prompts[prompt_id] + baselines[prompt_id][:token]
-            logits = self.target.prefill(self.target.new_cache(len(context)), context).logits[0]
-            first, second = logits.float().topk(2).values.tolist()
-            found.append({**divergence, "top2_margin": first - second})
+            found.append({**divergence, "top2_margin": top2_margin(self.target, context)})
         return found
 
 
@@ -222,6 +232,8 @@ def run_cell(
     """
     missing = journal.missing(requests)
     bench = Bench(spec, missing or requests)
+    if missing:
+        bench.learn_again([request for request in requests if request not in missing])
     with tqdm(requests, desc=f"{spec.method} on {spec.task}", unit="prompt", mininterval=1.0) as bar:
         bar.update(journal.num_resumed)
         for request in missing:
@@ -233,10 +245,17 @@ def run_cell(
     return records, summary_of(bench, records, requests) | {"resumed_prompts": journal.num_resumed}
 
 
+def part_bytes_of(method: Generates) -> int:
+    """Return the bytes of weights that one forward pass of the method's draft model, or of its heads, reads."""
+    drafter = method.drafter if isinstance(method, SpeculativeDecoder) else method
+    return int(getattr(drafter, "part_bytes", 0))
+
+
 def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> dict[str, Any]:
     """Return what goes into ``cell.json``."""
     spec, weights = bench.spec, bench.target.weights
     is_peer = METHODS[spec.method].kind == "peer"
+    part_bytes = part_bytes_of(bench.method)
     cache_bytes_per_token = bench.target.new_cache(1).bytes_per_token
     longest = max(len(request["prompt_ids"]) + request["max_new_tokens"] for request in requests)
     figures = summarise(
@@ -245,11 +264,12 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
         parameter_bytes=weights.embedding.element_size(),
         cache_bytes_per_token=cache_bytes_per_token,
         limits=bench.limits.or_better(measure_limits(bench.device, bench.dtype)),
+        part_bytes=part_bytes,
     )
     if not bench.sampling.is_greedy:
         figures["lossless_match"] = None  # sampled texts differ by chance: their distribution is what tests hold equal
-    if is_peer:
-        figures["draft_s"] = None  # transformers does not tell
+    if is_peer and not spec.parts:
+        figures["draft_s"] = None  # transformers does not tell when it looks up
     return {
         "status": "ok",
         "reason": "",
@@ -260,6 +280,9 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
         **figures,
         "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
         "weight_bytes": weights.weight_bytes,
+        "part_bytes": part_bytes,
+        "parts": {name: sha256_of_all(folder.glob("*.safetensors")) for name, folder in spec.parts.items()},
+        "engine": "transformers" if is_peer else getattr(bench.target, "engine", "eager"),
         "cache_bytes": None if is_peer else cache_bytes_per_token * bench.target.capacity_for(longest, 1),
         "decode_width": None if is_peer else bench.target.decode_width,
         "divergences": bench.margins(records, requests) if bench.sampling.is_greedy else [],

@@ -26,7 +26,7 @@ from pipeline.machine import describe_machine, git_state, package_versions
 from pipeline.schemas import benchmark
 
 IDENTITY = ("model", "dtype", "task", "method", "seed")  # the last folders of a cell
-RAN_WITH = ("commit", "versions", "hardware", "num_threads")  # what each cell.json says of its own run
+RAN_WITH = ("commit", "versions", "hardware", "num_threads", "engine")  # what each cell.json says of its own run
 BROKEN = (OSError, ValueError)  # what reading a missing or damaged JSON file raises
 
 
@@ -47,6 +47,7 @@ def row_of(cell: Path, profile: str, tasks: Path, models: Path) -> dict[str, Any
         "status": score["status"],
         "reason": " ".join(str(score.get("reason", "")).split()),
         "options": as_text(run.get("options")),
+        "parts": as_text(run.get("parts")),
         "sampling": as_text(run.get("sampling")),
         **sources(tasks / str(run["task"]), models / str(run["model"])),
     }

@@ -115,7 +115,7 @@ def _checked_options(method: object, options: Any) -> dict[str, Any]:
     entry = find(method, METHODS, "method")
     if not isinstance(options, Mapping):
         raise UserError(f"methods.{method} = {options!r}: should be a mapping of options")
-    types, checked = entry.options, {}
+    types, checked = entry.all_options, {}
     for name, value in options.items():
         if name not in types:
             hint = nearest(str(name), types) if types else "it takes none"

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UserError, command, nearest
 from pipeline.files import atomic_write, sha256_of
 from pipeline.machine import describe_machine, package_versions
-from pipeline.registry import METHODS, find
+from pipeline.parts import checked_parts, error_of, files_of, part_argument
+from pipeline.registry import METHODS
 from pipeline.sources import ROOT, sources_of
 
 if TYPE_CHECKING:
@@ -59,10 +60,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup-prompts", type=int, default=1)
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--num-threads", type=int, default=0, help="0: all cores")
+    parser.add_argument(
+        "--part",
+        type=part_argument,
+        action="append",
+        default=[],
+        dest="parts",
+        metavar="NAME=FOLDER",
+        help="a trained part that the method needs: draft=FOLDER or heads=FOLDER; may be given more than once",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the cell's folder")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    find(arguments.method, METHODS, "method")
+    arguments.parts = checked_parts(arguments.method, arguments.parts)
     if arguments.dtype not in DTYPES:
         raise UserError(f"dtype: unknown {arguments.dtype!r}; {nearest(arguments.dtype, DTYPES)}")
     if arguments.repeats < 1 or arguments.repeats % 2 == 0:
@@ -101,12 +111,13 @@ def read_requests(path: Path) -> list[dict[str, Any]]:
 def fingerprint_of(spec: CellSpec) -> str:
     """Return a hash of all that the cell's figures depend on: arguments, prompts, model, code, machine, packages."""
     files = [spec.requests, *sorted(spec.model_dir.glob("*.json"))]
-    code = sources_of("pipeline.generate", METHODS["autoregressive"].module, METHODS[spec.method].module)
+    files += [file for folder in spec.parts.values() for file in files_of(folder)]
+    code = sources_of("pipeline.generate", *METHODS["autoregressive"].modules, *METHODS[spec.method].modules)
     parts = {
         "arguments": asdict(spec),
         "files": {str(path): sha256_of(path) for path in files},
         "code": {name: sha256_of(ROOT / name) for name in code},
-        "method": METHODS[spec.method].target,
+        "method": METHODS[spec.method].definition,
         "machine": describe_machine(),
         "packages": package_versions(),
     }
@@ -123,8 +134,9 @@ def work(arguments: argparse.Namespace) -> None:
     values = {name: value for name, value in vars(arguments).items() if name != "worker"}
     spec = CellSpec(**values)
     requests = read_requests(spec.requests)
-    if "error" in requests[0]:
-        write_failure(spec.output, spec.identity, requests[0]["error"])
+    reasons = [requests[0].get("error"), *map(error_of, spec.parts.values())]
+    if reason := next(filter(None, reasons), None):
+        write_failure(spec.output, spec.identity, reason)
         return
     if not (spec.model_dir / "config.json").is_file():
         raise UserError(f"model-dir: {str(spec.model_dir)!r} is no model folder; run pipeline.fetch first")

@@ -44,6 +44,7 @@ def run_record(trials: Sequence[Generation]) -> Record:
         "draft_s": sum(step.draft_s for step in middle.steps),
         "target_forwards": first.target_forwards,
         "draft_forwards": first.draft_forwards,
+        "decode_draft_forwards": first.draft_forwards - first.prefill_draft_forwards,
         "accepted_draft_tokens": first.accepted_draft_tokens,
         "candidate_tokens": first.candidate_tokens,
         "tokens_by_step": [step.emitted for step in first.steps],

@@ -12,14 +12,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pipeline.errors import UserError, nearest
 
 Entry = TypeVar("Entry")
 Origin = Literal["embedded", "path", "hub"]
+Part = Literal["draft", "heads"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Method:
     ``target`` is ``module:name`` of a class: of a drafter or, for a peer, of one with ``from_pretrained``. ``lossless``
     is what the method claims. ``kind`` is ``drafter`` (runs in our engine) or ``peer`` (another library's own loop).
     ``options`` gives the type of each option that a configuration may set; the default values are the target's own.
-    ``check`` raises ValueError where options that are right one by one do not go together.
+    ``fixed`` are options that the method's name stands for, which no configuration may set. ``parts`` are the trained
+    parts that it cannot do without. ``acceptance`` is ``module:name`` of a lossy rule, with ``acceptance_options`` like
+    ``options``. ``check`` raises ValueError where options that are right one by one do not go together.
     """
 
     target: str
@@ -37,11 +40,25 @@ class Method:
     kind: Literal["drafter", "peer"]
     options: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Mapping[str, Any]], None] | None = None
+    parts: tuple[Part, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    acceptance: str | None = None
+    acceptance_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def module(self) -> str:
-        """The module that defines the method."""
-        return self.target.partition(":")[0]
+    def modules(self) -> tuple[str, ...]:
+        """The modules that define the method."""
+        return tuple(name.partition(":")[0] for name in (self.target, self.acceptance) if name)
+
+    @property
+    def all_options(self) -> Mapping[str, Any]:
+        """The type of each option that a configuration may set, the drafter's and the rule of acceptance's."""
+        return {**self.options, **self.acceptance_options}
+
+    @property
+    def definition(self) -> str:
+        """What the name stands for, as text that changes when that does."""
+        return " ".join([self.target, *filter(None, [self.acceptance]), *(f"{k}={v!r}" for k, v in self.fixed.items())])
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,58 @@ def _ngrams_in_order(options: Mapping[str, Any]) -> None:
         raise ValueError(f"min_ngram = {shortest} is more than max_ngram = {longest}")
 
 
+def _draft_lengths_in_order(options: Mapping[str, Any]) -> None:
+    first, longest = options.get("num_draft_tokens", 5), options.get("max_draft_tokens", 15)
+    if options.get("adaptive", False) and first > longest:
+        raise ValueError(f"num_draft_tokens = {first} is more than max_draft_tokens = {longest}")
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+SPECULATIVE: Mapping[str, Any] = {
+    "num_draft_tokens": PositiveInt,
+    "adaptive": bool,
+    "max_draft_tokens": PositiveInt,
+    "confidence_threshold": Share,
+    "use_shortlist": bool,
+}
+LOOKAHEAD: Mapping[str, Any] = {
+    "window": PositiveInt,
+    "ngram": Annotated[int, Field(ge=2)],
+    "guesses": PositiveInt,
+    "pool_from_prompt": bool,
+    "max_nodes": NonNegativeInt,
+    "seed": NonNegativeInt,
+}
+MEDUSA: Mapping[str, Any] = {
+    "num_nodes": PositiveInt,
+    "num_heads": PositiveInt | None,
+    "tree": Literal["dynamic", "fitted"] | Annotated[list[list[NonNegativeInt]], Field(min_length=1)],
+}
+
+OUROBOROS: Mapping[str, Any] = {
+    "num_draft_tokens": PositiveInt,
+    "window": PositiveInt,
+    "ngram": Annotated[int, Field(ge=2)],
+    "guesses": PositiveInt,
+    "num_suffixes": NonNegativeInt,
+    "pool_from_prompt": bool,
+    "max_nodes": NonNegativeInt,
+    "seed": NonNegativeInt,
+}
+
+
+def _ouroboros(warm_start: bool) -> Method:
+    """Return the method that keeps its pool from prompt to prompt, or the one that does not: two names in a table."""
+    return Method(
+        "baselines.ouroboros:OuroborosDrafter",
+        lossless=True,
+        kind="drafter",
+        options=OUROBOROS,
+        parts=("draft",),
+        fixed={"warm_start": warm_start},
+    )
+
+
 METHODS: Mapping[str, Method] = {
     "autoregressive": Method("baselines.autoregressive:AutoregressiveDrafter", lossless=True, kind="drafter"),
     "prompt_lookup": Method(
@@ -80,12 +149,42 @@ METHODS: Mapping[str, Method] = {
         options={"max_ngram": PositiveInt, "min_ngram": PositiveInt, "num_draft_tokens": PositiveInt},
         check=_ngrams_in_order,
     ),
+    "speculative": Method(
+        "baselines.speculative:SpeculativeDrafter",
+        lossless=True,
+        kind="drafter",
+        options=SPECULATIVE,
+        check=_draft_lengths_in_order,
+        parts=("draft",),
+    ),
+    "lookahead": Method("baselines.lookahead:LookaheadDrafter", lossless=True, kind="drafter", options=LOOKAHEAD),
+    "medusa": Method(
+        "baselines.medusa:MedusaDrafter", lossless=True, kind="drafter", options=MEDUSA, parts=("heads",)
+    ),
+    "medusa_typical": Method(
+        "baselines.medusa:MedusaDrafter",
+        lossless=False,
+        kind="drafter",
+        options=MEDUSA,
+        parts=("heads",),
+        acceptance="decoding.typical:TypicalAcceptance",
+        acceptance_options={"epsilon": Share, "delta": PositiveFloat, "temperature": PositiveFloat},
+    ),
+    "ouroboros": _ouroboros(warm_start=False),
+    "ouroboros_warm_start": _ouroboros(warm_start=True),
     "hf_greedy": Method("baselines.transformers_generate:TransformersGreedy", lossless=True, kind="peer"),
     "hf_prompt_lookup": Method(
         "baselines.transformers_generate:TransformersPromptLookup",
         lossless=True,
         kind="peer",
         options={"prompt_lookup_num_tokens": PositiveInt, "max_matching_ngram_size": PositiveInt},
+    ),
+    "hf_assisted": Method(
+        "baselines.transformers_assisted:TransformersAssisted",
+        lossless=True,
+        kind="peer",
+        options={"num_assistant_tokens": PositiveInt, "assistant_confidence_threshold": Share},
+        parts=("draft",),
     ),
 }
 

@@ -2,7 +2,9 @@
 
 Times are medians over prompts, counters are sums. Bytes and operations are what the method had to do, from shapes:
 a forward pass reads every weight once and the keys and values of the live prefix; each row of it multiplies by every
-weight. Padding rows are the engine's affair and are not counted as work done.
+weight. A draft model's forward passes, and the heads', read their own weights, which count among the bytes: else a
+method would seem far from the memory's limit only because it reads something beside the target. Their cache and their
+operations are left out, and padding rows, which are the engine's affair.
 
 Example::
 
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.clock import Limits
+from pipeline.divergence import first_difference
 from pipeline.record import Record
 from pipeline.statistics import paired_speedup
 
@@ -38,7 +41,13 @@ def tokens_per_second(run: Record) -> float:
 
 
 def summarise(
-    records: Sequence[Record], *, weight_bytes: int, parameter_bytes: int, cache_bytes_per_token: int, limits: Limits
+    records: Sequence[Record],
+    *,
+    weight_bytes: int,
+    parameter_bytes: int,
+    cache_bytes_per_token: int,
+    limits: Limits,
+    part_bytes: int = 0,
 ) -> dict[str, Any]:
     """Return the figures of one cell from its records, in the columns' names and units.
 
@@ -48,6 +57,7 @@ def summarise(
         parameter_bytes: bytes of one parameter.
         cache_bytes_per_token: bytes of keys and values that one token leaves.
         limits: the machine's measured limits.
+        part_bytes: bytes of weights that one forward pass of the draft model, or of the heads, reads.
     """
     runs = [record["method"] for record in records]
     baselines = [record["baseline"] for record in records]
@@ -57,7 +67,7 @@ def summarise(
     # What prefill emitted is no part of decode: one token, or more where a method drafts before it.
     tokens = [sum(run["tokens_by_step"]) for run in decoded]
     decode_s = sum(run["decode_s"] for run in decoded)
-    traffic = sum(bytes_read(run, weight_bytes, cache_bytes_per_token) for run in decoded)
+    traffic = sum(bytes_read(run, weight_bytes, cache_bytes_per_token, part_bytes) for run in decoded)
     work = sum(operations(run, weight_bytes // parameter_bytes) for run in decoded)
     return {
         "num_prompts": len(records),
@@ -83,9 +93,14 @@ def summarise(
     }
 
 
-def bytes_read(run: Record, weight_bytes: int, cache_bytes_per_token: int) -> int:
-    """Return the bytes that the decode steps of one run had to read: weights and live keys and values, once a step."""
-    length, total = run["prompt_length"] + run["num_new_tokens"] - sum(run["tokens_by_step"]), 0
+def bytes_read(run: Record, weight_bytes: int, cache_bytes_per_token: int, part_bytes: int = 0) -> int:
+    """Return the bytes that the decode steps of one run had to read.
+
+    Once a step the target's weights and its live keys and values; the draft model's weights once for each of its
+    forward passes. Heads run once a step and count no forward passes of a draft model.
+    """
+    length = run["prompt_length"] + run["num_new_tokens"] - sum(run["tokens_by_step"])
+    total = part_bytes * (run["decode_draft_forwards"] or len(run["tokens_by_step"]))
     for emitted in run["tokens_by_step"]:
         total += weight_bytes + length * cache_bytes_per_token
         length += emitted
@@ -100,15 +115,11 @@ def operations(run: Record, num_parameters: int) -> int:
 
 def first_divergences(records: Sequence[Record]) -> list[dict[str, int]]:
     """Return, for each prompt whose ids differ from the baseline's, the index of the first token that does."""
-    found = []
-    for record in records:
-        ours, theirs = record["method"]["output_ids"], record["baseline"]["output_ids"]
-        if ours != theirs:
-            same = next(
-                (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-            )
-            found.append({"prompt_id": record["prompt_id"], "token": same})
-    return found
+    found = [
+        (record["prompt_id"], first_difference(record["method"]["output_ids"], record["baseline"]["output_ids"]))
+        for record in records
+    ]
+    return [{"prompt_id": prompt_id, "token": token} for prompt_id, token in found if token is not None]
 
 
 def _median(values: Sequence[float]) -> float | None:

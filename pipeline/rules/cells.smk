@@ -3,7 +3,8 @@ rule generate:
 
     Snakemake removes the outputs of a job that it runs again, also of one that was finished when the run was killed but
     not yet noted as such. So the work is done in a folder that holds no outputs: the journal that lets a killed cell go
-    on at its prompt is there, and a cell that is already whole is only linked again.
+    on at its prompt is there, and a cell that is already whole is only linked again. A method that needs trained parts gets
+    them as well: --part draft=results/parts/smollm2-135m/default/draft
 
     python -m pipeline.generate --model-dir results/models/smollm2-135m --dtype bfloat16 --method prompt_lookup --options '{}'
         --task humaneval --requests results/requests/laptop/smollm2-135m/humaneval.jsonl --seed 0 --sampling '{"temperature": 0.0}'
@@ -13,15 +14,17 @@ rule generate:
     input:
         requests=f"results/requests/{PROFILE}/{{model}}/{{task}}.jsonl",
         model="results/models/{model}/source.json",
+        parts=part_records,
         sources=method_sources,
     output:
         records=f"{CELL}/records.jsonl",
         cell=f"{CELL}/cell.json",
     params:
-        target=lambda wildcards: METHODS[wildcards.method].target,
+        target=lambda wildcards: METHODS[wildcards.method].definition,
         model=subpath(input.model, parent=True),
         options=lambda wildcards: json.dumps(SETTINGS.methods[wildcards.method], sort_keys=True),
         sampling=json.dumps(SETTINGS.sampling.model_dump()),
+        parts=part_flags,
         repeats=SETTINGS.repeats,
         warmup_prompts=SETTINGS.warmup_prompts,
         device=SETTINGS.device,
@@ -39,7 +42,7 @@ rule generate:
         " --method {wildcards.method:q} --options {params.options:q} --task {wildcards.task:q}"
         " --requests {input.requests:q} --seed {wildcards.seed} --sampling {params.sampling:q}"
         " --repeats {params.repeats} --warmup-prompts {params.warmup_prompts} --device {params.device:q}"
-        " --num-threads {params.num_threads} --output {params.work:q} 2> >(tee {log:q} >&2)"
+        " --num-threads {params.num_threads} {params.parts:q} --output {params.work:q} 2> >(tee {log:q} >&2)"
         "; ln -f {params.work:q}/records.jsonl {output.records:q}; ln -f {params.work:q}/cell.json {output.cell:q}"
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -46,8 +47,27 @@ def sources_of(*modules, without=()):
 
 def method_sources(wildcards):
     """The method's code, and that of the baseline which every cell runs in turn with it."""
-    modules = [METHODS[name].module for name in (wildcards.method, "autoregressive")]
+    modules = METHODS[wildcards.method].modules + METHODS["autoregressive"].modules
     return sources_of("pipeline.generate", *modules)
+
+
+def part_record(model, part):
+    """The file that says that a trained part is there, or why it is not. A draft of one's own is fetched, not trained."""
+    if part == "draft" and f"{model}.draft" in SETTINGS.drafts:
+        return f"results/models/{model}.draft/source.json"
+    return f"results/parts/{model}/{SETTINGS.training.name}/{part}/{part}.json"
+
+
+def part_records(wildcards):
+    """What a cell needs beside its model: the parts of its method."""
+    return [part_record(wildcards.model, part) for part in METHODS[wildcards.method].parts]
+
+
+def part_flags(wildcards):
+    """The parts of a cell as arguments: ``--part draft=FOLDER``."""
+    parts = METHODS[wildcards.method].parts
+    folders = [f"{part}={Path(part_record(wildcards.model, part)).parent}" for part in parts]
+    return [word for folder in folders for word in ("--part", folder)]
 
 
 def dataset_sources(wildcards):
@@ -67,13 +87,18 @@ def score_flags(wildcards):
     return ["--allow-code-execution"] * allowed
 
 
-def local_path(section, name):
+def model_settings(name):
+    """The settings of a model, or of the draft model that it brings."""
+    return (SETTINGS.models | SETTINGS.drafts)[name]
+
+
+def local_path(entry):
     """The files that a model or a task is read from, as inputs: when one changes, so does what is made of it.
 
     Those in a folder one by one, since a folder looks the same when a file in it is written anew. And where links lead,
     since that is where they are written.
     """
-    path = section[name].path
+    path = entry.path
     if path is None:
         return []
     files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
@@ -92,7 +117,7 @@ def last_failure(mark):
 
 def origin(entry, keys):
     """The arguments that say where a model or a task comes from: ``--package P --file F --sha256 H``."""
-    given = [(key, getattr(entry, key)) for key in keys]
+    given = [(key, getattr(entry, key, None)) for key in keys]
     return [word for key, value in given if value is not None for word in (f"--{key}", str(value))]
 
 
@@ -127,7 +152,7 @@ if "timed" not in workflow.global_resources:  # no profile is used
 
 
 wildcard_constraints:
-    model="|".join(SETTINGS.models),
+    model="|".join(re.escape(name) for name in [*SETTINGS.models, *SETTINGS.drafts]),
     task="|".join(SETTINGS.tasks),
     method="|".join(SETTINGS.methods),
     dtype="[^/]+",

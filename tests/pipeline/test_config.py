@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pipeline.config import load
 from pipeline.config_file import overlay, read_yaml
 from pipeline.errors import UserError
-from pipeline.registry import METHODS, TASKS, find, import_target
+from pipeline.registry import METHODS, TASKS, Method, find, import_target
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {"num_prompts": 1, "max_new_tokens": 8, "chat_template": True}
@@ -84,6 +84,11 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"methods": {"prompt_lookup": {"max_ngram": True}}}, ["methods.prompt_lookup.max_ngram = True", "number"]),
     ({"methods": {"prompt_lookup": {"min_ngram": 4}}}, ["min_ngram = 4 is more than max_ngram = 3"]),
     ({"methods": {"prompt_lookup": {"min_ngram": 2, "max_ngram": "1"}}}, ["min_ngram = 2 is more than max_ngram = 1"]),
+    ({"methods": {"ouroboros_warm_start": {"warm_start": False}}}, ["ouroboros_warm_start has no such option"]),
+    ({"methods": {"medusa": {"epsilon": 0.1}}}, ["methods.medusa.epsilon = 0.1", "no such option"]),
+    ({"methods": {"medusa_typical": {"epsilon": 2}}}, ["epsilon = 2", "less than or equal to 1"]),
+    ({"methods": {"medusa": {"tree": "wide"}}}, ["methods.medusa.tree = 'wide'", "'fitted'"]),
+    ({"methods": {"speculative": {"adaptive": 1.5}}}, ["methods.speculative.adaptive = 1.5", "boolean"]),
     ({"training": {"nam": "mine"}}, ["training.nam = 'mine'", "did you mean 'name'?"]),
     ({"training": {"name": "a/b"}}, ["training.name = 'a/b'", "letters"]),
     ({"training": {"temperature": True}}, ["training.temperature = True", "number"]),
@@ -147,7 +152,12 @@ def test_bad_file_is_one_line(tmp_path: Path, text: str | None, words: list[str]
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
 def test_committed_profiles_are_valid_and_named_after_their_file(path: Path) -> None:
-    assert load(path).profile == path.stem
+    """Data that a profile reads by path is not committed; where it is not there, any path will do."""
+    values = read_yaml(path)
+    for task in values["tasks"].values():
+        if "path" in task and not Path(task["path"]).exists():
+            task["path"] = "config"
+    assert load(values).profile == path.stem
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -188,12 +198,35 @@ def test_the_ngrams_limits_are_checked_against_the_methods_own_defaults() -> Non
             load(LAPTOP | {"methods": {"prompt_lookup": options}})
 
 
+GIVEN = {"self", "target", "parts", "sampling", "draft", "model", "end_token_ids", "assistant"}
+
+
+def options_of(method: Method) -> set[str]:
+    """What a configuration may set: all that the method is built from, but for what the pipeline itself gives."""
+    built = import_target(method.target)
+    builder = getattr(built, "from_target", built)
+    parameters = inspect.signature(builder).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        parameters = inspect.signature(built).parameters  # handed on to the constructor
+    return set(parameters) - GIVEN - set(method.fixed)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_registry_knows_each_methods_options(name: str) -> None:
-    """They are all that its constructor takes, beyond what the pipeline itself gives to a peer."""
     method = METHODS[name]
-    given = {"model", "sampling", "end_token_ids"} if method.kind == "peer" else set()
-    assert set(method.options) == set(inspect.signature(import_target(method.target)).parameters) - given
+    assert set(method.options) == options_of(method)
+    if method.acceptance:
+        assert set(method.acceptance_options) == set(inspect.signature(import_target(method.acceptance)).parameters)
+    assert not set(method.options) & {*method.acceptance_options, *method.fixed}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_own_defaults_are_options_that_a_configuration_may_set(name: str) -> None:
+    method = METHODS[name]
+    for target, known in ((method.target, method.options), (method.acceptance, method.acceptance_options)):
+        parameters = inspect.signature(import_target(target)).parameters if target else {}
+        defaults = {k: p.default for k, p in parameters.items() if k in known and p.default is not p.empty}
+        assert load(LAPTOP | {"methods": {name: defaults}}).methods[name] == defaults
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -1,0 +1,286 @@
+r"""Does every lossless method emit exactly the baseline's ids? Greedy, untimed, on many prompts; by hand::
+
+    python -m pipeline.exactness --model-dir results/models/smollm2-135m --dtype float32 \
+        --requests results/exactness/laptop/smollm2-135m/humaneval.jsonl --methods prompt_lookup lookahead \
+        --output results/exactness/laptop/smollm2-135m/float32
+
+The baseline runs once a prompt, then each method on the same prompt, all in one process on one target model. A
+``--part draft=FOLDER`` is given to the methods that need it; ``--options '{"lookahead": {"window": 3}}'`` sets theirs;
+``--prompts 3`` takes the first three of each file. Nothing is timed, so no machine is locked.
+
+Each method has its journal, so a killed run goes on at its prompt, more prompts or methods cost only what is new, and a
+change of one method's code or options begins that one anew.
+
+Writes ``exactness.csv`` (model, dtype, method, task, prompts, equal) and ``divergences.jsonl``: a line for each output
+that differs, with the index of the first token that does and the target's top-2 margin there. Those of several folders
+are put together by ``python -m pipeline.exactness --gather FOLDER... --output results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from pipeline.divergence import first_difference, top2_margin
+from pipeline.errors import UserError, command, nearest
+from pipeline.files import atomic_write, sha256_of
+from pipeline.generate import DTYPES, read_requests
+from pipeline.machine import describe_machine, package_versions
+from pipeline.parts import error_of, files_of, part_argument
+from pipeline.record import Journal, Record
+from pipeline.registry import METHODS, find
+from pipeline.sources import ROOT, sources_of
+
+if TYPE_CHECKING:
+    from decoding import Generation, SpeculativeDecoder, TargetModel
+
+BASELINE = "autoregressive"
+TABLE, DIVERGENCES = "exactness.csv", "divergences.jsonl"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared: methods with their options on one model in one dtype, and the trained parts there are."""
+
+    model_dir: Path
+    dtype: str
+    device: str
+    options: Mapping[str, Mapping[str, Any]]
+    parts: Mapping[str, Path]
+
+    def parts_of(self, method: str) -> dict[str, Path]:
+        """Return the folders of the parts that ``method`` needs.
+
+        Raises:
+            UserError: one is not given, or could not be made.
+        """
+        folders: dict[str, Path] = {}
+        for part in METHODS[method].parts:
+            if part not in self.parts:
+                raise UserError(f"part: method {method!r} needs --part {part}=FOLDER")
+            if reason := error_of(self.parts[part]):
+                raise UserError(reason)
+            folders[part] = self.parts[part]
+        return folders
+
+    def fingerprint(self, method: str) -> str:
+        """Return a hash of all that the ids of ``method`` depend on, but for the prompts."""
+        entry = METHODS[method]
+        modules = {*entry.modules, *METHODS[BASELINE].modules}
+        parts = self.parts_of(method).values()
+        files = [*self.model_dir.glob("*.json"), *(file for part in parts for file in files_of(part))]
+        known = {
+            "definition": [entry.definition, self.dtype, self.device, dict(self.options.get(method, {}))],
+            "files": [sha256_of(file) for file in sorted(files)],
+            "code": [sha256_of(ROOT / name) for name in sources_of("pipeline.methods", *modules)],
+            "machine": describe_machine(),
+            "packages": package_versions(),
+        }
+        return hashlib.sha256(json.dumps(known, default=str, sort_keys=True).encode()).hexdigest()
+
+
+class Runner:
+    """The target model, loaded once, and each method's engine on it.
+
+    Args:
+        comparison: what is compared.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        import torch
+        from transformers import AutoTokenizer
+
+        from decoding import Sampling, TargetModel
+        from pipeline.cell import available_cores, choose_device
+
+        torch.set_num_threads(available_cores())
+        self.comparison, self.sampling = comparison, Sampling()
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            comparison.model_dir, local_files_only=True, trust_remote_code=False
+        )
+        self.device, self.dtype = choose_device(comparison.device), getattr(torch, comparison.dtype)
+        self.target: TargetModel = TargetModel.from_pretrained(
+            comparison.model_dir, dtype=self.dtype, device=self.device
+        )
+
+    def build(self, method: str) -> SpeculativeDecoder | Any:
+        """Return what generates by ``method``: the engine with its drafter, or a peer."""
+        from pipeline.methods import build_decoder, build_peer
+
+        parts, options = self.comparison.parts_of(method), self.comparison.options.get(method, {})
+        if METHODS[method].kind == "drafter":
+            return build_decoder(method, options, self.target, parts, self.sampling)
+        return build_peer(
+            *(method, options, self.comparison.model_dir, parts),
+            dtype=self.dtype,
+            device=self.device,
+            sampling=self.sampling,
+        )
+
+    def run(self, generates: Any, request: Record) -> list[int]:
+        """Return the ids that a method emits for one prompt."""
+        from decoding import StopStrings
+
+        def decode(ids: Sequence[int]) -> str:
+            return str(self.tokenizer.decode(list(ids)))
+
+        generation: Generation = generates.generate(
+            request["prompt_ids"],
+            max_new_tokens=request["max_new_tokens"],
+            stop=StopStrings(decode, request["until"]),
+        )
+        return list(generation.output_ids)
+
+
+def compare(comparison: Comparison, methods: Sequence[str], requests: list[Record], output: Path) -> list[Record]:
+    """Run what the journals lack; return one record a method and prompt, in the order of the prompts."""
+    from tqdm import tqdm
+
+    with ExitStack() as stack:
+        journals = {}
+        for name in (BASELINE, *methods):
+            journal = Journal(output / "journals" / f"{name}.jsonl", comparison.fingerprint(name))
+            journals[name] = stack.enter_context(journal)
+        waiting = {name: {r["prompt_id"] for r in journal.missing(requests)} for name, journal in journals.items()}
+        if any(waiting.values()):
+            runner = Runner(comparison)
+            engines = {name: runner.build(name) for name in journals if waiting[name]}
+            with tqdm(total=sum(map(len, waiting.values())), desc=comparison.dtype, unit="text") as bar:
+                for request in requests:
+                    for name in (name for name in journals if request["prompt_id"] in waiting[name]):
+                        ids = runner.run(engines[name], request)
+                        theirs = journals[BASELINE].records.get(request["prompt_id"], {}).get("output_ids")
+                        journals[name].add(record_of(runner, request, ids, theirs))
+                        bar.update()
+        return [
+            {"method": name, **journals[name].records[request["prompt_id"]]} for name in methods for request in requests
+        ]
+
+
+def record_of(runner: Runner, request: Record, ids: list[int], theirs: list[int] | None) -> Record:
+    """Return a finished text and where it parts from the baseline's, if it does; ``theirs`` is None for itself."""
+    record: Record = {"prompt_id": request["prompt_id"], "task": request["task"], "output_ids": ids, "token": None}
+    token = None if theirs is None else first_difference(ids, theirs)
+    if theirs is not None and token is not None:
+        margin = top2_margin(runner.target, [*request["prompt_ids"], *theirs[:token]])
+        record |= {"token": token, "top2_margin": margin, "ours": ids[token:][:1], "theirs": theirs[token:][:1]}
+    return record
+
+
+def numbered(files: Sequence[Path], prompts: int | None) -> list[Record]:
+    """Return the first ``prompts`` requests of each file, each with its task and an id that no other has.
+
+    The id is a hash of the prompt and its limits, so that a journal never answers for a prompt that has changed.
+    """
+    found = []
+    for file in files:
+        requests = read_requests(file)
+        if "error" in requests[0]:
+            raise UserError(f"{file.stem}: {requests[0]['error']}")
+        for request in requests[:prompts]:
+            asked = [request["prompt_ids"], request["max_new_tokens"], request["until"]]
+            digest = hashlib.sha256(json.dumps([file.stem, request["prompt_id"], asked]).encode()).digest()
+            found.append({**request, "prompt_id": int.from_bytes(digest[:6], "big"), "task": file.stem})
+    return found
+
+
+def table_of(records: Sequence[Record], model: str, dtype: str) -> pd.DataFrame:
+    """Return one row a method and task: how many prompts, and on how many the ids are equal."""
+    rows = pd.DataFrame(
+        {
+            "model": model,
+            "dtype": dtype,
+            "method": [record["method"] for record in records],
+            "task": [record["task"] for record in records],
+            "equal": [record["token"] is None for record in records],
+        }
+    )
+    counted = rows.groupby(["model", "dtype", "method", "task"], sort=True)["equal"].agg(prompts="size", equal="sum")
+    return counted.reset_index()
+
+
+def write(records: Sequence[Record], model: str, dtype: str, output: Path) -> None:
+    """Write the table and the divergences."""
+    apart = [{"model": model, "dtype": dtype, **record} for record in records if record["token"] is not None]
+    for record in apart:
+        del record["output_ids"]
+    write_both(table_of(records, model, dtype), "".join(f"{json.dumps(record)}\n" for record in apart), output)
+
+
+def write_both(table: pd.DataFrame, divergences: str, output: Path) -> None:
+    """Write the divergences, then the table, and say its sums: where there is a table, both are whole."""
+    atomic_write(output / DIVERGENCES, divergences)
+    atomic_write(output / TABLE, table.to_csv(index=False, lineterminator="\n"))
+    for (model, dtype), rows in table.groupby(["model", "dtype"]):
+        equal, texts = rows["equal"].sum(), rows["prompts"].sum()
+        print(f"exactness: {model} in {dtype}: {equal} of {texts} texts are the baseline's", file=sys.stderr)
+
+
+def gather(folders: Sequence[Path], output: Path) -> None:
+    """Put the tables and the divergences of several comparisons together."""
+    for folder in folders:
+        if not (folder / TABLE).is_file():
+            raise UserError(f"gather: {folder} holds no {TABLE}")
+    table = pd.concat([pd.read_csv(folder / TABLE) for folder in folders], ignore_index=True)
+    write_both(table, "".join((folder / DIVERGENCES).read_text(encoding="utf-8") for folder in folders), output)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gather", type=Path, nargs="+", help="folders of comparisons to put together, nothing else")
+    parser.add_argument("--model-dir", type=Path, help="model folder")
+    parser.add_argument("--dtype", default="float32", help=" | ".join(DTYPES))
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    parser.add_argument("--requests", type=Path, nargs="+", default=[], help="of pipeline.prepare: TASK.jsonl")
+    parser.add_argument("--prompts", type=int, help="take the first so many of each file; default: all")
+    parser.add_argument("--methods", nargs="+", default=[], help="default: lossless drafters whose parts are there")
+    parser.add_argument("--options", type=json.loads, default={}, help="JSON: method to its options")
+    parser.add_argument("--part", type=part_argument, action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write in")
+    return parser.parse_args()
+
+
+@command
+def main() -> None:
+    """Compare, or gather."""
+    arguments = parse_arguments()
+    if arguments.gather:
+        gather(arguments.gather, arguments.output)
+        return
+    if arguments.model_dir is None or not (arguments.model_dir / "config.json").is_file():
+        raise UserError(f"model-dir: {str(arguments.model_dir)!r} is no model folder; run pipeline.fetch first")
+    if arguments.dtype not in DTYPES:
+        raise UserError(f"dtype: unknown {arguments.dtype!r}; {nearest(arguments.dtype, DTYPES)}")
+    parts = dict(arguments.part)
+    methods = arguments.methods or lossless_drafters(parts)
+    for name in methods:
+        find(name, METHODS, "method")
+    comparison = Comparison(arguments.model_dir, arguments.dtype, arguments.device, arguments.options, parts)
+    try:
+        records = compare(comparison, methods, numbered(arguments.requests, arguments.prompts), arguments.output)
+    except ValueError as error:  # an option out of range, a part that is another model's
+        raise UserError(str(error)) from error
+    write(records, arguments.model_dir.name, arguments.dtype, arguments.output)
+
+
+def lossless_drafters(parts: Mapping[str, Path]) -> list[str]:
+    """Return the methods on our engine that claim the baseline's ids and need no other parts than these."""
+    return [
+        name
+        for name, method in METHODS.items()
+        if method.lossless and method.kind == "drafter" and name != BASELINE and set(method.parts) <= set(parts)
+    ]
+
+
+if __name__ == "__main__":
+    main()

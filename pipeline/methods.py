@@ -1,0 +1,117 @@
+"""From a method's name to what runs it: the drafter on our engine, its acceptance rule, or a peer.
+
+A drafter that needs the target, trained parts or the sampling has a ``from_target``; the others are built from their
+options alone. Some keep what they have learned from prompt to prompt (``warm_start``): what is run only to warm the
+machine must not teach them, so it runs with :func:`unlearned`.
+
+Example::
+
+    decoder = build_decoder("speculative", {"num_draft_tokens": 6}, target, {"draft": folder}, Sampling())
+    with unlearned(decoder):
+        decoder.generate(prompt_ids, max_new_tokens=2)  # the drafter is then as it was
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from decoding import Drafter, Generation, Sampling, SpeculativeDecoder, StopStrings, TargetModel
+from pipeline.registry import METHODS, find, import_target
+
+
+class Generates(Protocol):
+    """What is timed: the engine with a drafter, or a peer."""
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop: StopStrings,
+        generator: torch.Generator | None,
+    ) -> Generation:
+        """Generate from one prompt."""
+
+
+def build_decoder(
+    method: str, options: Mapping[str, Any], target: TargetModel, parts: Mapping[str, Path], sampling: Sampling
+) -> SpeculativeDecoder:
+    """Return the engine with the drafter and the rule of acceptance that ``method`` names.
+
+    Raises:
+        ValueError: an option is out of range, or a part is not one for this target.
+    """
+    entry = find(method, METHODS, "method")
+    accepting = {name: value for name, value in options.items() if name in entry.acceptance_options}
+    drafting = {name: value for name, value in options.items() if name not in accepting} | dict(entry.fixed)
+    drafter_class = import_target(entry.target)
+    if hasattr(drafter_class, "from_target"):
+        drafter = drafter_class.from_target(target, parts=parts, sampling=sampling, **drafting)
+    else:
+        drafter = drafter_class(**drafting)
+    if entry.acceptance is None:
+        return SpeculativeDecoder(target, drafter, sampling)
+    return SpeculativeDecoder(target, drafter, sampling, import_target(entry.acceptance)(**accepting))
+
+
+def build_peer(
+    method: str,
+    options: Mapping[str, Any],
+    model_dir: Path,
+    parts: Mapping[str, Path],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    sampling: Sampling,
+) -> Generates:
+    """Return another library's own generation, loaded from ``model_dir``; parts are arguments by their names."""
+    entry = find(method, METHODS, "method")
+    peer: Generates = import_target(entry.target).from_pretrained(
+        model_dir, dtype=dtype, device=device, sampling=sampling, **parts, **options, **entry.fixed
+    )
+    return peer
+
+
+def keeps_state(generates: Generates) -> bool:
+    """Whether what a method learns from one prompt serves it at the next."""
+    return isinstance(generates, SpeculativeDecoder) and bool(getattr(generates.drafter, "warm_start", False))
+
+
+@contextmanager
+def unlearned(generates: Generates) -> Iterator[None]:
+    """Let a method forget what it learns inside; one that keeps nothing is left as it is."""
+    if not (isinstance(generates, SpeculativeDecoder) and keeps_state(generates)):
+        yield
+        return
+    drafter = generates.drafter
+    generates.drafter = copied(drafter)
+    try:
+        yield
+    finally:
+        generates.drafter = drafter
+
+
+def copied(drafter: Drafter) -> Drafter:
+    """Return a drafter that knows the same and learns apart; the models, which do not change, are shared."""
+    return copy.deepcopy(drafter, {id(model): model for model in models_in(drafter, set())})
+
+
+def models_in(thing: Any, seen: set[int]) -> Iterator[Any]:
+    """Find the models that ``thing`` holds, in its attributes and containers at any depth."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, TargetModel | torch.nn.Module):
+        yield thing
+    elif isinstance(thing, list | tuple | dict):
+        for inner in thing.values() if isinstance(thing, dict) else thing:
+            yield from models_in(inner, seen)
+    elif type(thing).__module__.partition(".")[0] in ("baselines", "decoding", "shuffle"):
+        for inner in vars(thing).values() if hasattr(thing, "__dict__") else ():
+            yield from models_in(inner, seen)
