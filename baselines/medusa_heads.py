@@ -67,6 +67,8 @@ class HeadsRecord:
         """
         try:
             entries = json.loads(file.read_text(encoding="utf-8"))
+            if "error" in entries:
+                raise ValueError(entries["error"])
             if unknown := set(entries) - {field.name for field in fields(cls)}:
                 raise ValueError(f"unknown key {min(unknown)!r}")
             lists = {name: tuple(map(tuple, entries.get(name) or ())) for name in ("top_accuracies", "tree")}

@@ -40,6 +40,8 @@ def read_text(file: Path) -> dict[str, list[Pair]]:
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
+            if "error" in entry:
+                raise UserError(entry["error"])
             pairs[entry["split"]].append((list(entry["prompt_ids"]), list(entry["output_ids"])))
         except (ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"

@@ -34,9 +34,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from baselines.medusa_heads import HeadsRecord, MedusaHeads, rows_of, save_heads
 from baselines.medusa_tree import fit_paths
-from pipeline.errors import UserError, command
+from pipeline.errors import UserError, command, tell
 from pipeline.files import atomic_path, atomic_write, sha256_of, sha256_of_all
 from pipeline.heads_states import IGNORED, Pair, States, choose_shortlist, hidden_states, labels_of, read_text
+from pipeline.prepare import check_source
 
 HEAD_DECAY = 0.8  # loss weight of each head relative to the one before it, as in the paper
 TOP_CHOICES = 10  # choices of a head whose accuracy is measured
@@ -53,6 +54,11 @@ class Settings:
     batch_size: int = 512
     learning_rate: float = 1e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value <= 0 and name != "seed":
+                raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
 
 
 class HeadsWithLoss(nn.Module):
@@ -157,8 +163,7 @@ def read_target(
             model_dir, dtype=torch.bfloat16, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
         if torch.cuda.is_available():
-            model.cuda()
-        model.eval()
+            model.cuda()  # type: ignore[call-arg]
         states = {}
         for split, texts in pairs.items():
             say(f"reading {sum(len(p) + len(o) for p, o in texts)} tokens of {split} text with the target")
@@ -175,6 +180,7 @@ def train_heads(model_dir: Path, text: Path, output: Path, settings: Settings) -
     Raises:
         UserError: the target or the text is missing or damaged.
     """
+    check_source(model_dir)
     if not (model_dir / "config.json").is_file():
         raise UserError(f"--model: {model_dir} is not a model folder; run python -m pipeline.fetch first")
     pairs = read_text(text)
@@ -233,12 +239,21 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the folder of heads to write")
     for name, value in asdict(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument(
+        "--errors-as-rows",
+        action="store_true",
+        help="where there are no heads, write a heads.json with the reason alone, for the cells to tell as a row",
+    )
     arguments = vars(parser.parse_args())
     model_dir, text, output = (arguments.pop(name) for name in ("model", "text", "output"))
-    for name, value in arguments.items():
-        if value <= 0 and name != "seed":
-            raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
-    train_heads(model_dir, text, output, Settings(**arguments))
+    errors_as_rows = arguments.pop("errors_as_rows")
+    try:
+        train_heads(model_dir, text, output, Settings(**arguments))
+    except UserError as error:
+        if not errors_as_rows:
+            raise
+        tell(error)
+        atomic_write(output / "heads.json", json.dumps({"error": str(error)}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
