@@ -12,6 +12,7 @@ include: "pipeline/rules/models.smk"
 include: "pipeline/rules/tasks.smk"
 include: "pipeline/rules/cells.smk"
 include: "pipeline/rules/results.smk"
+include: "pipeline/rules/exactness.smk"
 
 
 localrules:
@@ -19,6 +20,7 @@ localrules:
     collect,
     tables,
     figures,
+    exactness,
 
 
 rule all:

@@ -64,7 +64,7 @@ class Comparison:
             UserError: one is not given, or could not be made.
         """
         folders: dict[str, Path] = {}
-        for part in METHODS[method].parts:
+        for part in METHODS[method].parts_with(self.options.get(method, {})):
             if part not in self.parts:
                 raise UserError(f"part: method {method!r} needs --part {part}=FOLDER")
             if reason := error_of(self.parts[part]):
@@ -262,7 +262,7 @@ def main() -> None:
     if arguments.dtype not in DTYPES:
         raise UserError(f"dtype: unknown {arguments.dtype!r}; {nearest(arguments.dtype, DTYPES)}")
     parts = dict(arguments.part)
-    methods = arguments.methods or lossless_drafters(parts)
+    methods = arguments.methods or lossless_drafters(parts, arguments.options)
     for name in methods:
         find(name, METHODS, "method")
     comparison = Comparison(arguments.model_dir, arguments.dtype, arguments.device, arguments.options, parts)
@@ -273,12 +273,13 @@ def main() -> None:
     write(records, arguments.model_dir.name, arguments.dtype, arguments.output)
 
 
-def lossless_drafters(parts: Mapping[str, Path]) -> list[str]:
+def lossless_drafters(parts: Mapping[str, Path], options: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the methods on our engine that claim the baseline's ids and need no other parts than these."""
+    claiming = [name for name, method in METHODS.items() if method.lossless and method.kind == "drafter"]
     return [
         name
-        for name, method in METHODS.items()
-        if method.lossless and method.kind == "drafter" and name != BASELINE and set(method.parts) <= set(parts)
+        for name in claiming
+        if name != BASELINE and set(METHODS[name].parts_with(options.get(name, {}))) <= set(parts)
     ]
 
 

@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the cell's folder")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.parts = checked_parts(arguments.method, arguments.parts)
+    arguments.parts = checked_parts(arguments.method, arguments.options, arguments.parts)
     if arguments.dtype not in DTYPES:
         raise UserError(f"dtype: unknown {arguments.dtype!r}; {nearest(arguments.dtype, DTYPES)}")
     if arguments.repeats < 1 or arguments.repeats % 2 == 0:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError, nearest
 from pipeline.registry import METHODS, find
@@ -26,13 +28,13 @@ def part_argument(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def checked_parts(method: str, given: list[tuple[str, Path]]) -> dict[str, Path]:
+def checked_parts(method: str, options: Mapping[str, Any], given: list[tuple[str, Path]]) -> dict[str, Path]:
     """Return the folders of the trained parts by name.
 
     Raises:
         UserError: the method is unknown, a part that it needs is not given, or one is given that it does not use.
     """
-    needed = find(method, METHODS, "method").parts
+    needed = find(method, METHODS, "method").parts_with(options)
     for name, _ in given:
         if name not in needed:
             hint = nearest(name, needed) if needed else "it takes none"

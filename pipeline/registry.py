@@ -32,7 +32,8 @@ class Method:
     ``options`` gives the type of each option that a configuration may set; the default values are the target's own.
     ``fixed`` are options that the method's name stands for, which no configuration may set. ``parts`` are the trained
     parts that it cannot do without. ``acceptance`` is ``module:name`` of a lossy rule, with ``acceptance_options`` like
-    ``options``. ``check`` raises ValueError where options that are right one by one do not go together.
+    ``options``. ``also`` are modules that it only imports when it is built. ``needs`` says which parts it needs where
+    that depends on its options. ``check`` raises ValueError where options that are right one by one do not go together.
     """
 
     target: str
@@ -44,11 +45,17 @@ class Method:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     acceptance: str | None = None
     acceptance_options: Mapping[str, Any] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    needs: Callable[[Mapping[str, Any]], tuple[Part, ...]] | None = None
 
     @property
     def modules(self) -> tuple[str, ...]:
         """The modules that define the method."""
-        return tuple(name.partition(":")[0] for name in (self.target, self.acceptance) if name)
+        return (*(name.partition(":")[0] for name in (self.target, self.acceptance) if name), *self.also)
+
+    def parts_with(self, options: Mapping[str, Any]) -> tuple[Part, ...]:
+        """Return the trained parts that the method needs with these options."""
+        return self.needs(options) if self.needs else self.parts
 
     @property
     def all_options(self) -> Mapping[str, Any]:
@@ -127,6 +134,23 @@ OUROBOROS: Mapping[str, Any] = {
     "seed": NonNegativeInt,
 }
 
+RECYCLING: Mapping[str, Any] = {
+    "num_nodes": PositiveInt,
+    "top_k": PositiveInt,
+    "key_length": Literal[1, 2],
+    "warm_start": bool,
+}
+UNITED = Literal["prompt_lookup", "recycling", "medusa"]
+UNION: Mapping[str, Any] = {
+    "drafters": Annotated[list[UNITED], Field(min_length=1)],
+    "num_nodes": PositiveInt,
+    "warm_start": bool,
+}
+
+
+def _union_needs(options: Mapping[str, Any]) -> tuple[Part, ...]:
+    return ("heads",) if "medusa" in options.get("drafters", ["medusa"]) else ()
+
 
 def _ouroboros(warm_start: bool) -> Method:
     """Return the method that keeps its pool from prompt to prompt, or the one that does not: two names in a table."""
@@ -172,6 +196,16 @@ METHODS: Mapping[str, Method] = {
     ),
     "ouroboros": _ouroboros(warm_start=False),
     "ouroboros_warm_start": _ouroboros(warm_start=True),
+    "recycling": Method("baselines.recycling:RecyclingDrafter", lossless=True, kind="drafter", options=RECYCLING),
+    "union": Method(
+        "baselines.union:UnionDrafter",
+        lossless=True,
+        kind="drafter",
+        options=UNION,
+        parts=("heads",),
+        needs=_union_needs,
+        also=("baselines.prompt_lookup", "baselines.recycling", "baselines.medusa"),
+    ),
     "hf_greedy": Method("baselines.transformers_generate:TransformersGreedy", lossless=True, kind="peer"),
     "hf_prompt_lookup": Method(
         "baselines.transformers_generate:TransformersPromptLookup",

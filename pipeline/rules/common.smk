@@ -58,16 +58,23 @@ def part_record(model, part):
     return f"results/parts/{model}/{SETTINGS.training.name}/{part}/{part}.json"
 
 
+def parts_of(method):
+    return METHODS[method].parts_with(SETTINGS.methods[method])
+
+
+def flags_of_parts(model, parts):
+    folders = [f"{part}={Path(part_record(model, part)).parent}" for part in parts]
+    return [word for folder in folders for word in ("--part", folder)]
+
+
 def part_records(wildcards):
     """What a cell needs beside its model: the parts of its method."""
-    return [part_record(wildcards.model, part) for part in METHODS[wildcards.method].parts]
+    return [part_record(wildcards.model, part) for part in parts_of(wildcards.method)]
 
 
 def part_flags(wildcards):
     """The parts of a cell as arguments: ``--part draft=FOLDER``."""
-    parts = METHODS[wildcards.method].parts
-    folders = [f"{part}={Path(part_record(wildcards.model, part)).parent}" for part in parts]
-    return [word for folder in folders for word in ("--part", folder)]
+    return flags_of_parts(wildcards.model, parts_of(wildcards.method))
 
 
 def dataset_sources(wildcards):
@@ -131,6 +138,16 @@ def cells(pattern):
         for method in SETTINGS.methods
         for seed in SETTINGS.seeds
     ]
+
+
+def compared():
+    """The methods whose ids must be the baseline's: those on our engine that claim it."""
+    entries = {name: METHODS[name] for name in SETTINGS.methods if name != "autoregressive"}
+    return [name for name, entry in entries.items() if entry.lossless and entry.kind == "drafter"]
+
+
+def compared_parts():
+    return sorted({part for method in compared() for part in parts_of(method)})
 
 
 def hold_lock():
