@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from decoding import Drafter, Generation, Sampling, SpeculativeDecoder, StopStrings, TargetModel
+from decoding.cache import KVCache
 from pipeline.registry import METHODS, find, import_target
 
 
@@ -98,20 +99,24 @@ def unlearned(generates: Generates) -> Iterator[None]:
 
 
 def copied(drafter: Drafter) -> Drafter:
-    """Return a drafter that knows the same and learns apart; the models, which do not change, are shared."""
+    """Return a drafter that knows the same and learns apart; models, which do not change, are shared."""
     return copy.deepcopy(drafter, {id(model): model for model in models_in(drafter, set())})
 
 
 def models_in(thing: Any, seen: set[int]) -> Iterator[Any]:
-    """Find the models that ``thing`` holds, in its attributes and containers at any depth."""
+    """Find what ``thing`` holds of models, in its attributes and containers at any depth.
+
+    All that the engine defines is taken for one, except a cache: weights may be laid out so that they cannot be copied.
+    """
     if id(thing) in seen:
         return
     seen.add(id(thing))
-    if isinstance(thing, TargetModel | torch.nn.Module):
+    package = type(thing).__module__.partition(".")[0]
+    if isinstance(thing, torch.nn.Module) or (package == "decoding" and not isinstance(thing, KVCache)):
         yield thing
     elif isinstance(thing, list | tuple | dict):
         for inner in thing.values() if isinstance(thing, dict) else thing:
             yield from models_in(inner, seen)
-    elif type(thing).__module__.partition(".")[0] in ("baselines", "decoding", "shuffle"):
+    elif package in ("baselines", "shuffle"):
         for inner in vars(thing).values() if hasattr(thing, "__dict__") else ():
             yield from models_in(inner, seen)

@@ -30,6 +30,7 @@ if sys.argv[0] == "-m":  # run as python -m pipeline.<rule>
         "generate": lambda: [option("--output") / name for name in ("journal.jsonl", "records.jsonl", "cell.json")],
         "score": lambda: [option("--cell") / "score.json", option("--cell") / "samples.jsonl"],
         "collect": lambda: [option("--output"), option("--provenance")],
+        "exactness": lambda: [option("--output") / name for name in ("divergences.jsonl", "exactness.csv")],
     }.get(rule, lambda: [option("--output")])()
     with open("calls.log", "a") as log:
         print(rule, "begin", outputs[0], file=log, flush=True)
@@ -86,13 +87,15 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-def short_profile(project: Path, name: str = "mine", **model: object) -> Path:
-    """Write a configuration of four cells, of the tasks docstrings and verbalized; return its file."""
+def short_profile(
+    project: Path, name: str = "mine", methods: tuple[str, ...] = ("autoregressive", "prompt_lookup"), **model: object
+) -> Path:
+    """Write a configuration of the tasks docstrings and verbalized, with two methods four cells; return its file."""
     limits = {"num_prompts": 1, "max_new_tokens": 2, "chat_template": False}
     values = {
         "profile": name,
         "models": {"tiny": {"dtypes": ["float32"]} | (model or {"hub": "org/tiny"})},
-        "methods": {"autoregressive": {}, "prompt_lookup": {}},
+        "methods": {method: {} for method in methods},
         "tasks": {"docstrings": limits, "verbalized": limits},
     }
     file = project / f"{name}.yaml"

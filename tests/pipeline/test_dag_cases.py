@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.dag import METHODS, ROOT, TASKS, calls, command, copy_project, plan, short_profile, snakemake
+from tests.pipeline.dag import (
+    METHODS,
+    ROOT,
+    TASKS,
+    calls,
+    cells_of,
+    command,
+    copy_project,
+    plan,
+    short_profile,
+    snakemake,
+)
 
 
 def test_configfile_replaces_the_profile(tmp_path: Path) -> None:
@@ -64,6 +75,45 @@ def test_a_changed_file_in_a_models_folder_is_seen_also_behind_a_link(tmp_path: 
     assert "Nothing to be done" in snakemake(project, *run)
     (tmp_path / "blobs" / "model.safetensors").write_text("other weights")
     assert plan(project, *run)["fetch"] == 1
+
+
+def test_only_the_methods_that_need_a_draft_wait_for_it_and_its_failure_holds_up_nothing(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    methods = ("autoregressive", "speculative", "hf_assisted")
+    run = ["--configfile", short_profile(project, methods=methods, hub="org/tiny", draft={"hub": "org/small"}).name]
+    assert plan(project, *run)["fetch"] == 2
+    for _ in range(2):
+        snakemake(project, *run, fails="tiny.draft")
+        assert (project / "results" / "benchmark.csv").is_file()
+        assert plan(project, *run)["fetch"] == 1
+    snakemake(project, *run)
+    counts = plan(project, *run, "--forcerun", "fetch", "--until", "generate")
+    assert len(cells_of(counts, "Timing")) == 6
+    (project / "results/models/tiny.draft/source.json").write_text('{"weights": "others"}')
+    expected = {(method, task) for method in methods[1:] for task in ("docstrings", "verbalized")}
+    assert cells_of(plan(project, *run), "Timing") == expected
+
+
+def test_a_cell_is_given_the_parts_of_its_method(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    methods = ("autoregressive", "speculative")
+    run = ["--configfile", short_profile(project, methods=methods, hub="org/tiny", draft={"hub": "org/small"}).name]
+    commands = snakemake(project, "--dry-run", "--printshellcmds", *run)
+    for line in commands.splitlines():
+        if "pipeline.generate" in line:
+            assert ("--part draft=results/models/tiny.draft" in line) == ("--method speculative" in line)
+
+
+def test_ids_are_compared_on_request_only(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    methods = ("autoregressive", "prompt_lookup", "lookahead", "hf_greedy")
+    run = ["--configfile", short_profile(project, methods=methods, hub="org/tiny").name]
+    assert plan(project, *run)["compare"] == 0
+    commands = snakemake(project, "exactness", "--printshellcmds", *run)
+    assert commands.count("--methods lookahead prompt_lookup --options") == 2  # in two dtypes; no peers
+    assert commands.count("--num-prompts 26 --max-new-tokens 256") == 2
+    assert (project / "results" / "exactness.csv").is_file()
+    assert "Nothing to be done" in snakemake(project, "exactness", *run)
 
 
 @pytest.mark.parametrize("arguments", ["results/benchmark.csv", "--configfile mine.yaml", "--dry-run"])

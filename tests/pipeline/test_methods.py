@@ -1,0 +1,143 @@
+"""Every registered method is built from its name, keeps its promise, and is not taught by what runs untimed."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from decoding import Sampling, SpeculativeDecoder, TargetModel
+from decoding.typical import TypicalAcceptance
+from pipeline.methods import build_decoder, build_peer, keeps_state, models_in, unlearned
+from pipeline.registry import METHODS
+from tests.pipeline.standins import requests, save_parts, save_target
+
+DRAFTERS = [name for name, method in METHODS.items() if method.kind == "drafter"]
+LEARNING: list[tuple[str, dict[str, Any]]] = [
+    ("ouroboros_warm_start", {}),
+    ("recycling", {"warm_start": True}),
+    ("union", {"warm_start": True}),
+]
+PROMPTS = [request["prompt_ids"] for request in requests(3)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_target(tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture(scope="module")
+def target(folder: Path) -> TargetModel:
+    return TargetModel.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return save_parts(tmp_path_factory.mktemp("parts"))
+
+
+def build(name: str, target: TargetModel, parts: dict[str, Path], options: dict[str, Any]) -> SpeculativeDecoder:
+    needed = {part: parts[part] for part in METHODS[name].parts_with(options)}
+    return build_decoder(name, options, target, needed, Sampling())
+
+
+def steps(decoder: SpeculativeDecoder, prompt: list[int]) -> list[tuple[int, int]]:
+    """What a run looks like from outside: tokens emitted and candidates verified, step by step."""
+    return [(step.emitted, step.candidates) for step in decoder.generate(prompt, max_new_tokens=40).steps]
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_every_drafter_is_built_and_a_lossless_one_emits_the_baselines_ids(
+    target: TargetModel, parts: dict[str, Path], name: str
+) -> None:
+    baseline, decoder = build("autoregressive", target, parts, {}), build(name, target, parts, {})
+    assert isinstance(decoder.verify, TypicalAcceptance) == (name == "medusa_typical")
+    for prompt in PROMPTS:
+        ours, theirs = (each.generate(prompt, max_new_tokens=40).output_ids for each in (decoder, baseline))
+        assert len(ours) > 0
+        assert ours == theirs or not METHODS[name].lossless
+
+
+def test_the_options_of_a_lossy_rule_go_to_the_rule(target: TargetModel, parts: dict[str, Path]) -> None:
+    decoder = build("medusa_typical", target, parts, {"epsilon": 0.5, "num_nodes": 3})
+    assert decoder.verify == TypicalAcceptance(epsilon=0.5)
+    assert decoder.drafter.max_width == 4
+
+
+@pytest.mark.parametrize(("name", "options"), LEARNING)
+def test_what_runs_unlearned_teaches_nothing(
+    target: TargetModel, parts: dict[str, Path], name: str, options: dict[str, Any]
+) -> None:
+    first, second, _ = PROMPTS
+    fresh, decoder, taught = (build(name, target, parts, options) for _ in range(3))
+    assert keeps_state(decoder)
+    for each in (fresh, decoder, taught):
+        each.generate(first, max_new_tokens=40)
+    with unlearned(decoder):
+        decoder.generate(second, max_new_tokens=40)
+    taught.generate(second, max_new_tokens=40)
+    expected = steps(fresh, second)
+    assert steps(decoder, second) == expected
+    assert steps(taught, second) != expected, "it learns too little for this test to show anything"
+
+
+def test_an_unlearned_run_knows_what_was_known_before(target: TargetModel, parts: dict[str, Path]) -> None:
+    decoder = build("recycling", target, parts, {"warm_start": True})
+    cold = steps(decoder, PROMPTS[0])
+    with unlearned(decoder):
+        warm = steps(decoder, PROMPTS[0])
+    assert sum(emitted for emitted, _ in warm) == sum(emitted for emitted, _ in cold)
+    assert len(warm) < len(cold)
+    assert steps(decoder, PROMPTS[0]) == warm
+
+
+def test_the_models_are_shared_and_not_copied(target: TargetModel, parts: dict[str, Path]) -> None:
+    decoder = build("ouroboros_warm_start", target, parts, {})
+    own = [model for model in models_in(decoder.drafter, set()) if isinstance(model, TargetModel)]
+    assert own
+    before = decoder.drafter
+    with unlearned(decoder):
+        assert decoder.drafter is not before
+        inside = {id(model) for model in models_in(decoder.drafter, set())}
+        assert {id(model) for model in own} <= inside
+    assert decoder.drafter is before
+
+
+@pytest.mark.parametrize("name", ["prompt_lookup", "ouroboros", "recycling", "union"])
+def test_by_its_own_name_a_method_keeps_nothing(target: TargetModel, parts: dict[str, Path], name: str) -> None:
+    decoder = build(name, target, parts, {})
+    assert not keeps_state(decoder)
+    alone = steps(decoder, PROMPTS[1])
+    decoder.generate(PROMPTS[0], max_new_tokens=40)
+    assert steps(decoder, PROMPTS[1]) == alone
+
+
+def test_a_draft_of_another_vocabulary_is_refused_in_one_line(
+    folder: Path, target: TargetModel, tmp_path: Path
+) -> None:
+    other = {"draft": save_target(tmp_path / "draft", prefix="v")}
+    for build_one in (
+        lambda: build_decoder("speculative", {}, target, other, Sampling()),
+        lambda: build_peer(
+            *("hf_assisted", {}, folder, other), dtype=torch.float32, device=torch.device("cpu"), sampling=Sampling()
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"^the tokenizer of the draft model in [^\n]* is not the target's[^\n]*$"):
+            build_one()
+
+
+def test_a_union_of_drafters_without_heads_needs_none(target: TargetModel) -> None:
+    options = {"drafters": ["prompt_lookup", "recycling"]}
+    assert METHODS["union"].parts_with(options) == ()
+    assert build("union", target, {}, options).drafter.max_width > 1
+    assert METHODS["union"].parts_with({}) == ("heads",)
+
+
+def test_a_method_names_the_modules_that_it_imports_only_when_it_is_built() -> None:
+    """Else a change in one of them would run none of its cells again."""
+    drafters = importlib.import_module("baselines.union").DRAFTERS
+    assert {target.partition(":")[0] for target, _ in drafters.values()} <= set(METHODS["union"].modules)
+    assert METHODS["medusa_typical"].modules == ("baselines.medusa", "decoding.typical")
