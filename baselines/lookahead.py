@@ -134,14 +134,13 @@ class LookaheadDrafter:
         size = self.window + self.ngram - 3
         guesses = random.Random(self.seed).choices(prompt_ids, k=size) if prompt_ids else [0] * size
         self._window = JacobiWindow(self.window, self.ngram, guesses)
-        self._num_read = 0
         self._last_level: list[int] = []
+        self._num_read = 0
+        self._read(prompt_ids)
 
     def propose(self, context: Sequence[int]) -> CandidateTree:
         """Return the window and what the pool knows of the last token, as one tree."""
-        if self.pool_from_prompt:
-            self.pool.add_text(context, self.ngram - 1, start=self._num_read)
-            self._num_read = len(context)
+        self._read(context)
         trie = Trie(context[-1], self.max_width)
         self._last_level = self._window.attach(trie)
         for phrase in self.pool.look_up(context[-1]):
@@ -155,3 +154,9 @@ class LookaheadDrafter:
                 self.pool.add(first, tuple(phrase))
             self._last_level = []
         return 0
+
+    def _read(self, text: Sequence[int]) -> None:
+        """Enter the n-grams of what is new in the text into the pool."""
+        if self.pool_from_prompt:
+            self.pool.add_text(text, self.ngram - 1, start=self._num_read)
+            self._num_read = len(text)

@@ -31,10 +31,10 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from baselines.draft_model import DraftModel
 from baselines.lookahead import LookaheadDrafter
@@ -42,12 +42,15 @@ from baselines.phrases import Phrase, Trie
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
 from decoding.verify import greedy_path
 
+ROOM = 256  # rows of the draft's cache set aside for a text behind its prompt
+
 
 class OuroborosDrafter:
     """Proposes a draft model's draft with the pool's phrases at its end.
 
     Args:
         draft: the draft model.
+        end_token_ids: nothing is drafted behind one of these.
         num_draft_tokens: gamma, tokens that the draft model drafts at least; its last forward pass may add some.
         window: W, columns of the Jacobi window in the draft model's trees.
         ngram: N; a phrase is N - 1 tokens, looked up by the token before it.
@@ -65,6 +68,8 @@ class OuroborosDrafter:
     def __init__(
         self,
         draft: DraftModel,
+        end_token_ids: Collection[int] = (),
+        *,
         num_draft_tokens: int = 6,
         window: int = 2,
         ngram: int = 4,
@@ -83,7 +88,8 @@ class OuroborosDrafter:
             raise ValueError(f"num_draft_tokens={num_draft_tokens} must be less than max_nodes={max_nodes}")
         self.lookahead = LookaheadDrafter(window, ngram, guesses, False, max_nodes, seed)
         self.pool, self.phrase_length = self.lookahead.pool, ngram - 1
-        self.draft, self.num_draft_tokens, self.num_suffixes = draft, num_draft_tokens, num_suffixes
+        self.draft, self.end_token_ids = draft, frozenset(end_token_ids)
+        self.num_draft_tokens, self.num_suffixes = num_draft_tokens, num_suffixes
         self.warm_start, self.pool_from_prompt = warm_start, pool_from_prompt
         self.max_width = max_nodes or 1 + num_draft_tokens + (1 + num_suffixes) * self.phrase_length
         self._num_read, self._num_counted = 0, draft.num_forwards
@@ -92,10 +98,40 @@ class OuroborosDrafter:
 
     @classmethod
     def from_target(
-        cls, target: TargetModel, *, parts: Mapping[str, Path], sampling: Sampling, **options: Any
+        cls,
+        target: TargetModel,
+        *,
+        parts: Mapping[str, Path],
+        sampling: Sampling,
+        use_shortlist: bool = True,
+        num_draft_tokens: int = 6,
+        window: int = 2,
+        ngram: int = 4,
+        guesses: int = 5,
+        num_suffixes: int = 3,
+        warm_start: bool = False,
+        pool_from_prompt: bool = True,
+        max_nodes: int = 16,
+        seed: int = 0,
     ) -> Self:
-        """Load the draft model from ``parts["draft"]``; its drafts are greedy whatever the ``sampling``."""
-        return cls(DraftModel.from_pretrained(parts["draft"], target=target), **options)
+        """Build the drafter with the draft model in ``parts["draft"]``; it drafts greedily whatever the ``sampling``.
+
+        Raises:
+            ValueError: the draft model does not go with the target, or an option is out of range.
+        """
+        return cls(
+            DraftModel.from_pretrained(parts["draft"], target=target, use_shortlist=use_shortlist),
+            target.end_token_ids,
+            num_draft_tokens=num_draft_tokens,
+            window=window,
+            ngram=ngram,
+            guesses=guesses,
+            num_suffixes=num_suffixes,
+            warm_start=warm_start,
+            pool_from_prompt=pool_from_prompt,
+            max_nodes=max_nodes,
+            seed=seed,
+        )
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
         """Start a new text, with the last one's pool if warm; the draft model reads the prompt."""
@@ -105,15 +141,14 @@ class OuroborosDrafter:
             self.lookahead.begin(prompt_ids)
         self._num_read, self._num_counted = 0, self.draft.num_forwards
         self._chain, self._suffixes = [], []
-        self.draft.begin()
+        self._read(prompt_ids)
+        self.draft.begin(capacity=len(prompt_ids) + ROOM)
         if len(prompt_ids) < self.draft.max_context:
-            self.draft.sync(prompt_ids)
+            self.draft.sync([*prompt_ids, 0])  # all of the prompt; the token behind it is not known yet
 
     def propose(self, context: Sequence[int]) -> CandidateTree:
         """Return the draft with up to k phrases under its last token."""
-        if self.pool_from_prompt:
-            self.pool.add_text(context, self.phrase_length, start=self._num_read)
-            self._num_read = len(context)
+        self._read(context)
         trie = Trie(context[-1], self.max_width)
         self._chain = [0, *trie.add(0, self._draft(context))]
         last = self._chain[-1]
@@ -131,14 +166,20 @@ class OuroborosDrafter:
         self._num_counted += forwards
         return forwards
 
+    def _read(self, text: Sequence[int]) -> None:
+        """Enter the phrases of what is new in the text."""
+        if self.pool_from_prompt:
+            self.pool.add_text(text, self.phrase_length, start=self._num_read)
+            self._num_read = len(text)
+
     def _draft(self, context: Sequence[int]) -> list[int]:
         """Let the draft model continue the text greedily, by lookahead decoding on its own engine."""
         text = list(context)
         wanted = len(context) + self.num_draft_tokens
-        if wanted + self.phrase_length > self.draft.max_context:
+        if wanted > self.draft.max_context:
             return []  # the target may read on where its draft model cannot
         self.draft.sync(context)
-        while len(text) < wanted:
+        while len(text) < wanted and text[-1] not in self.end_token_ids:
             tree = self.lookahead.propose(text)
             logits = self.draft.read(tree).logits
             choices = tuple(map(self.draft.token_of, logits.argmax(-1).tolist()))
@@ -146,7 +187,10 @@ class OuroborosDrafter:
             self.draft.keep(path)
             verdict = Verdict(tree, path, bonus, choices, logits)
             self.lookahead.observe(verdict)
-            text.extend(verdict.emitted)
+            for token in verdict.emitted:
+                text.append(token)
+                if token in self.end_token_ids:
+                    break
         return text[len(context) :]
 
     def _learn_from_rejected(self, verdict: Verdict) -> None:
