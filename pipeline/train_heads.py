@@ -41,6 +41,7 @@ from pipeline.prepare import check_source
 
 HEAD_DECAY = 0.8  # loss weight of each head relative to the one before it, as in the paper
 TOP_CHOICES = 10  # choices of a head whose accuracy is measured
+SAVE_STEPS = 200  # between checkpoints
 MOST_NODES = 63  # of the fitted tree; its first n nodes are the tree of n nodes
 
 
@@ -107,7 +108,7 @@ def train(heads: MedusaHeads, data: States, settings: Settings, work: Path) -> l
         use_cpu=on_cpu,
         bf16=not on_cpu or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
         logging_steps=10,
-        save_steps=200,
+        save_steps=SAVE_STEPS,
         save_total_limit=1,
         seed=settings.seed,
         data_seed=settings.seed,

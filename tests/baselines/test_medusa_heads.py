@@ -66,7 +66,8 @@ def test_untrained_heads_say_what_the_output_rows_say() -> None:
 
 
 def test_a_folder_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    heads, record = random_heads(), HeadsRecord(K, D, SHORTLIST, ((0.5, 0.1), (0.25, 0.125), (0.0, 0.0)), ((0,), (0, 1)))
+    accuracies = ((0.5, 0.1), (0.25, 0.125), (0.0, 0.0))
+    heads, record = random_heads(), HeadsRecord(K, D, SHORTLIST, accuracies, ((0,), (0, 1)))
     save_heads(tmp_path, heads, record)
     loaded, read = load_heads(tmp_path)
     assert read == record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from pathlib import Path
@@ -26,7 +27,7 @@ def by_hand(
         while path[0]:
             path.insert(0, tree.parents[path[0]])
         likelihood = 0.0
-        for node, child in zip(path[:-1], path[1:], strict=True):
+        for node, child in itertools.pairwise(path):
             weights = [math.exp(x / temperature) for x in logits[node]]
             p = [weight / sum(weights) for weight in weights]
             entropy = -sum(x * math.log(x) for x in p)
