@@ -9,8 +9,9 @@ What differs from the paper:
 - its tree has one fixed shape; ours is grown best-first, anew at each step. The target gave a successor the probability
   p somewhere else; how often such a guess is right here is counted (:mod:`baselines.chances`), and the tree takes the
   nodes whose product of chances along the path is greatest. That maximises the expected number of accepted tokens.
-- its key is the last token; ours the last two (``key_length``), backing off to one where these two are new.
-- tokens that were never read take what followed them in the prompt as their successors.
+- its key is the last token; ours the last two (``key_length``), and then, with less trust, the last one.
+- tokens that were never read take what followed them in the prompt as their successors: without it a table that starts
+  empty finds little.
 
 With ``warm_start`` the table and the counts are kept from prompt to prompt, as in the paper. The default forgets them:
 speed then does not depend on which prompts came before.
@@ -35,15 +36,19 @@ from baselines.chances import PROBABILITY_STEPS, Chances
 from decoding import CandidateTree, Verdict
 
 Key = tuple[int, ...]
+# Of a guess: length of the key, worth of the entry, and where a longer key had other guesses from.
+Kind = tuple[int, int, int]
+NOWHERE, PROMPT, TARGET = 0, 1, 2
 # Successors with what each is worth: the step of its probability or, below 0, -1 - its rank in the prompt.
 Entry = list[tuple[int, int]]
 
 BLOCK = 64
-PROMPT_RANKS = 4
 # Chance of a guess before any is counted: by the step of its probability, and by its rank where it is the prompt's.
 # Measured with SmolLM2-135M-Instruct on prompts outside the evaluated ones.
-STEP_PRIORS = (0.01, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.42, 0.55, 0.65, 0.8)
-PROMPT_PRIORS = (0.3, 0.1, 0.06, 0.03)
+STEP_PRIORS = (0.015, 0.02, 0.04, 0.06, 0.13, 0.25, 0.38, 0.5, 0.5, 0.55, 0.78)
+PROMPT_PRIORS = {1: (0.28, 0.1, 0.06, 0.04), 2: (0.55, 0.17, 0.1, 0.06)}  # by length of the key, then rank
+PROMPT_RANKS = 4
+BACK_OFF = (1.0, 0.5, 0.25)  # by where a longer key had guesses from
 
 
 class RecyclingDrafter:
@@ -95,18 +100,16 @@ class RecyclingDrafter:
         # (-chance of the whole path, when pushed, token, parent, chance given the parent, key)
         frontier = [(-1.0, 0, context[-1], -1, 1.0, tuple(context[-self.key_length :]))]
         pushed = 0
-        known: dict[tuple[int, int], float] = {}
+        known: dict[Kind, float] = {}
         while frontier and len(tokens) <= self.num_nodes:
             negative, _, token, parent, chance, key = heapq.heappop(frontier)
             node = len(tokens)
             tokens.append(token)
             parents.append(parent)
             chances.append(chance)
-            length, entry = self._look_up(key)
-            for successor, worth in entry:
-                kind = (length, worth)
+            for successor, kind in self._guesses(key):
                 if (each := known.get(kind)) is None:
-                    each = known[kind] = self._chances.of(kind, prior_of(worth))
+                    each = known[kind] = self._chances.of(kind, prior_of(kind))
                 pushed += 1
                 following = (*key, successor)[-self.key_length :]
                 heapq.heappush(frontier, (negative * each, pushed, successor, node, each, following))
@@ -120,9 +123,8 @@ class RecyclingDrafter:
         for token, parent in zip(tree.tokens[1:], tree.parents[1:], strict=True):
             keys.append((*keys[parent], token)[-self.key_length :])
         for node, following in zip(path, verdict.emitted, strict=True):
-            length, entry = self._look_up(keys[node])
-            for successor, worth in entry:
-                self._chances.count((length, worth), successor == following)
+            for successor, kind in self._guesses(keys[node]):
+                self._chances.count(kind, successor == following)
         entries = top_successors(verdict.logits, self.top_k)
         on_path = set(path)
         # What was accepted comes last: of two readings of a token, the one in the text itself is the better guide.
@@ -133,13 +135,18 @@ class RecyclingDrafter:
         self._last = (*keys[path[-1]], verdict.bonus)[-self.key_length :]
         return 0
 
-    def _look_up(self, key: Key) -> tuple[int, Entry]:
-        """Return the successors of the longest end of ``key`` that has any, and its length."""
+    def _guesses(self, key: Key) -> list[tuple[int, Kind]]:
+        """Return what may follow ``key`` and the kind of each guess: first what its longest end in the table says."""
+        guesses: dict[int, Kind] = {}
+        source = NOWHERE
         for start in range(len(key)):
             entry = self._table.get(key[start:])
             if entry is not None:
-                return len(key) - start, entry
-        return 0, []
+                for token, worth in entry:
+                    if token not in guesses:
+                        guesses[token] = (len(key) - start, worth, source)
+                source = PROMPT if entry[0][1] < 0 else TARGET
+        return list(guesses.items())
 
 
 def followers_in(ids: Sequence[int], key_length: int) -> dict[Key, list[int]]:
@@ -155,26 +162,32 @@ def followers_in(ids: Sequence[int], key_length: int) -> dict[Key, list[int]]:
     return found
 
 
-def prior_of(worth: int) -> float:
+def prior_of(kind: Kind) -> float:
     """Return the chance of a guess of which none like it has been counted."""
-    return STEP_PRIORS[worth] if worth >= 0 else PROMPT_PRIORS[-1 - worth]
+    length, worth, longer = kind
+    chance = STEP_PRIORS[worth] if worth >= 0 else PROMPT_PRIORS[length][-1 - worth]
+    return chance * BACK_OFF[longer]
 
 
 def top_successors(logits: Float[Tensor, "w v"], k: int) -> list[Entry]:
     """Return each row's ``k`` most likely tokens, the first first, with the step of their probability.
 
-    The k largest of a row lie in the k blocks that have the largest maxima, so only those blocks are searched: a third
-    of the time of a plain top-k. Probabilities are relative to the sum over all blocks' maxima instead of all tokens:
-    what is left out is small where it matters, and steps are counted as they are.
+    The k largest of a row lie in the k blocks that have the largest maxima, so only those blocks are searched. A block
+    is every n-th token, so that the maxima of a row are taken column by column, and no copy of the logits is made.
+    Probabilities are relative to the sum over all blocks' maxima instead of all tokens: what is left out is small where
+    it matters, and what a step is worth is counted in any case.
     """
-    rows = logits.float()
-    width, vocabulary = rows.shape
+    width, vocabulary = logits.shape
     k = min(k, vocabulary)
-    blocks = F.pad(rows, (0, -vocabulary % BLOCK), value=-torch.inf).view(width, -1, BLOCK)
-    maxima = blocks.amax(-1)
-    best = maxima.topk(min(k, maxima.shape[1]), dim=-1).indices
-    top = blocks.gather(1, best[:, :, None].expand(-1, -1, BLOCK)).flatten(1).topk(k, dim=-1)
-    tokens = best.gather(1, top.indices // BLOCK) * BLOCK + top.indices % BLOCK
+    if vocabulary % BLOCK:
+        logits = F.pad(logits, (0, -vocabulary % BLOCK), value=-torch.inf)
+    blocks = logits.view(width, BLOCK, -1)
+    maxima = blocks.amax(1).float()
+    num_blocks = maxima.shape[1]
+    best = maxima.topk(min(k, num_blocks), dim=-1).indices
+    kept = blocks.gather(2, best[:, None].expand(-1, BLOCK, -1)).flatten(1).float()
+    top = kept.topk(k, dim=-1)
+    tokens = top.indices // best.shape[1] * num_blocks + best.gather(1, top.indices % best.shape[1])
     probabilities = (top.values - maxima.logsumexp(-1, keepdim=True)).exp()
-    steps = torch.bucketize(probabilities, torch.tensor(PROBABILITY_STEPS, device=rows.device), right=True)
+    steps = torch.bucketize(probabilities, torch.tensor(PROBABILITY_STEPS, device=logits.device), right=True)
     return [list(zip(*row, strict=True)) for row in zip(tokens.tolist(), steps.tolist(), strict=True)]

@@ -12,7 +12,7 @@ from scipy.stats import chi2_contingency
 
 from baselines.autoregressive import AutoregressiveDrafter
 from baselines.chances import PROBABILITY_STEPS, Chances, probability_step
-from baselines.recycling import PROMPT_PRIORS, STEP_PRIORS, RecyclingDrafter, followers_in, top_successors
+from baselines.recycling import Kind, RecyclingDrafter, followers_in, prior_of, top_successors
 from decoding import CandidateTree, Drafter, Sampling, SpeculativeDecoder, TargetModel, Verdict
 from decoding.verify import verify
 from tests.decoding.tiny import greedy_of, save_model
@@ -32,29 +32,33 @@ class NaiveRecycling:
     def __init__(self, prompt: list[int], top_k: int, key_length: int) -> None:
         self.prompt, self.top_k, self.key_length = prompt, top_k, key_length
         self.readings: list[tuple[list[int], torch.Tensor]] = []
-        self.guesses: list[tuple[tuple[int, int], bool]] = []
+        self.guesses: list[tuple[Kind, bool]] = []
 
-    def successors(self, text: list[int]) -> list[tuple[int, tuple[int, int]]]:
-        """Tokens after ``text`` and their kinds: the latest reading of the longest end, else the prompt's."""
+    def successors(self, text: list[int]) -> list[tuple[int, Kind]]:
+        """Tokens after ``text`` and their kinds: for each end, the longest first, its latest reading or the prompt."""
+        found: dict[int, Kind] = {}
+        longer = 0
         for length in range(min(self.key_length, len(text)), 0, -1):
             end = text[-length:]
-            for before, logits in reversed(self.readings):
-                if before[-length:] == end:
-                    top = logits.softmax(-1).sort(descending=True)
-                    pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))[: self.top_k]
-                    # The winner of the only block stands for the sum of all: its probability is 1.
-                    return [(token, (length, probability_step(p / top.values[0].item()))) for token, p in pairs]
+            readings = [logits for before, logits in self.readings if before[-length:] == end]
             places = [i for i in range(length, len(self.prompt)) if self.prompt[i - length : i] == end]
-            latest = list(dict.fromkeys(self.prompt[i] for i in reversed(places)))[: len(PROMPT_PRIORS)]
-            if latest:
-                return [(token, (length, -1 - rank)) for rank, token in enumerate(latest)]
-        return []
+            if readings:
+                top = readings[-1].softmax(-1).sort(descending=True)
+                pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))[: self.top_k]
+                for token, probability in pairs:
+                    found.setdefault(token, (length, probability_step(probability / pairs[0][1]), longer))
+                longer = 2
+            elif places:
+                latest = list(dict.fromkeys(self.prompt[i] for i in reversed(places)))[:4]
+                for rank, token in enumerate(latest):
+                    found.setdefault(token, (length, -1 - rank, longer))
+                longer = 1
+        return list(found.items())
 
-    def chance(self, kind: tuple[int, int]) -> float:
+    def chance(self, kind: Kind) -> float:
         """The share of guesses of this kind that were right, with 8 more as the prior has it."""
-        prior = STEP_PRIORS[kind[1]] if kind[1] >= 0 else PROMPT_PRIORS[-1 - kind[1]]
         outcomes = [right for other, right in self.guesses if other == kind]
-        return (sum(outcomes) + 8 * prior) / (len(outcomes) + 8)
+        return (sum(outcomes) + 8 * prior_of(kind)) / (len(outcomes) + 8)
 
     def best(self, context: list[int], num_nodes: int, depth: int) -> list[float]:
         """Chances of the best paths among all of up to ``depth`` tokens."""
