@@ -74,9 +74,9 @@ def test_greedy_ids_are_the_targets_own(
     options: dict[str, Any],
 ) -> None:
     decoder = SpeculativeDecoder(target, drafter_of(target, drafts[draft], **options))
-    for _ in range(2):  # the second time a warm pool has something in it
-        generation = decoder.generate(prompt, max_new_tokens=40)
-        assert list(generation.output_ids) == greedy_of(model, prompt, 40)
+    for _ in range(1 + options.get("warm_start", False)):  # the second time a warm pool has something in it
+        generation = decoder.generate(prompt, max_new_tokens=24)
+        assert list(generation.output_ids) == greedy_of(model, prompt, 24)
         assert generation.draft_forwards > 0
         assert all(step.candidates < decoder.drafter.max_width for step in generation.steps)
 
@@ -206,6 +206,19 @@ def test_a_draft_over_a_shortlist_changes_nothing_but_the_number_of_steps(
     assert list(generation.output_ids) == greedy_of(model, PROMPTS[2], 40)
     drafter.begin(PROMPTS[0])
     assert all(token % 2 == 0 for token in drafter._draft([*PROMPTS[0], 4]))
+
+
+def test_nothing_is_drafted_behind_an_end_token(target: TargetModel, drafts: dict[str, Path]) -> None:
+    drafter = drafter_of(target, drafts["same"], num_draft_tokens=8)
+    drafter.begin(PROMPTS[0])
+    drafter.end_token_ids = frozenset()
+    free = drafter._draft(PROMPTS[0])
+    assert len(free) >= 8
+    end = next(token for token in free if token != PROMPTS[0][-1])
+    drafter.end_token_ids = frozenset({end})
+    drafter.begin(PROMPTS[0])
+    assert drafter._draft(PROMPTS[0]) == free[: free.index(end) + 1]
+    assert drafter._draft([*PROMPTS[0], end]) == []
 
 
 @pytest.mark.parametrize(
