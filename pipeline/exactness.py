@@ -56,6 +56,7 @@ class Comparison:
     device: str
     options: Mapping[str, Mapping[str, Any]]
     parts: Mapping[str, Path]
+    num_threads: int = 0
 
     def parts_of(self, method: str) -> dict[str, Path]:
         """Return the folders of the parts that ``method`` needs.
@@ -102,7 +103,7 @@ class Runner:
         from decoding import Sampling, TargetModel
         from pipeline.cell import available_cores, choose_device
 
-        torch.set_num_threads(available_cores())
+        torch.set_num_threads(comparison.num_threads or available_cores())
         self.comparison, self.sampling = comparison, Sampling()
         self.tokenizer = AutoTokenizer.from_pretrained(
             comparison.model_dir, local_files_only=True, trust_remote_code=False
@@ -241,6 +242,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model-dir", type=Path, help="model folder")
     parser.add_argument("--dtype", default="float32", help=" | ".join(DTYPES))
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--requests", type=Path, nargs="+", default=[], help="of pipeline.prepare: TASK.jsonl")
     parser.add_argument("--prompts", type=int, help="take the first so many of each file; default: all")
     parser.add_argument("--methods", nargs="+", default=[], help="default: lossless drafters whose parts are there")
@@ -265,7 +267,8 @@ def main() -> None:
     methods = arguments.methods or lossless_drafters(parts, arguments.options)
     for name in methods:
         find(name, METHODS, "method")
-    comparison = Comparison(arguments.model_dir, arguments.dtype, arguments.device, arguments.options, parts)
+    place = (arguments.dtype, arguments.device)
+    comparison = Comparison(arguments.model_dir, *place, arguments.options, parts, arguments.num_threads)
     try:
         records = compare(comparison, methods, numbered(arguments.requests, arguments.prompts), arguments.output)
     except ValueError as error:  # an option out of range, a part that is another model's

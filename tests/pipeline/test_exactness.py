@@ -37,7 +37,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def comparison(model: Path, parts: dict[str, Path], **options: Any) -> Comparison:
-    return Comparison(model, "float32", "cpu", options, parts)
+    return Comparison(model, "float32", "cpu", options, parts, num_threads=1)
 
 
 def test_every_lossless_drafter_has_the_baselines_ids_and_a_row_a_task(
@@ -149,8 +149,9 @@ def test_tables_of_several_folders_are_put_together(tmp_path: Path) -> None:
 def test_a_bad_command_line_is_told_in_one_line(
     model: Path, files: list[Path], tmp_path: Path, words: list[str], message: str
 ) -> None:
-    command = [sys.executable, "-m", "pipeline.exactness", f"--model-dir={model}", f"--output={tmp_path}", "--device=cpu"]
-    done = subprocess.run([*command, "--requests", *map(str, files), *words], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pipeline.exactness", f"--model-dir={model}", f"--output={tmp_path}"]
+    command += ["--device=cpu", "--requests", *map(str, files), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr.splitlines()[-1]
     assert not (tmp_path / "exactness.csv").exists()
