@@ -36,7 +36,6 @@ from torch import Tensor
 
 from decoding import CandidateTree, TargetModel
 from decoding.cache import KVCache
-from decoding.linear import make_linear
 from decoding.target import TreeOutput
 
 MOST_PENDING = 16  # more missing tokens than this are read at once; fewer ride along with the next tree
@@ -243,7 +242,7 @@ def restrict_head(model: TargetModel, folder: Path, shortlist: Sequence[int]) ->
     head = rows[torch.tensor(shortlist, device=rows.device)]
     weight_bytes = weights.weight_bytes - rows.nbytes + head.nbytes
     return TargetModel(
-        replace(weights, head=make_linear(head), weight_bytes=weight_bytes),
+        replace(weights, head=type(weights.head)(head, None), weight_bytes=weight_bytes),
         decode_width=model.decode_width,
         end_token_ids=tuple(model.end_token_ids),
         folder=model.folder,

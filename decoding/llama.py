@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from decoding.linear import Linear, make_linear
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
 ReadTensor = Callable[[str], Tensor | None]
+MakeLinear = Callable[[Tensor, Tensor | None], Any]
 
 
 @dataclass(frozen=True)
@@ -82,19 +84,28 @@ class LlamaWeights:
         return head_dim_of(self.config)
 
     @classmethod
-    def load(cls, config: PretrainedConfig, read: ReadTensor, dtype: torch.dtype, device: torch.device) -> LlamaWeights:
+    def load(
+        cls,
+        config: PretrainedConfig,
+        read: ReadTensor,
+        dtype: torch.dtype,
+        device: torch.device,
+        make_linear: MakeLinear = make_linear,
+    ) -> LlamaWeights:
         """Read the checkpoint's tensors with ``read(name)``, which returns None for a tensor that it does not have.
+
+        ``make_linear`` lays a weight and its bias out for the engine that will read them.
 
         Raises:
             ValueError: the model is not of the Llama family, needs what this forward pass lacks, or misses a tensor.
         """
         check_supported(config)
-        reader = _Reader(read, dtype, device)
+        reader = _Reader(read, dtype, device, make_linear)
         embedding = reader.tensor("model.embed_tokens.weight")
         layers = tuple(_load_layer(reader, f"model.layers.{i}.") for i in range(config.num_hidden_layers))
         norm = reader.tensor("model.norm.weight")
         tied = config.tie_word_embeddings
-        head = make_linear(embedding) if tied else reader.linear("lm_head")
+        head = make_linear(embedding, None) if tied else reader.linear("lm_head")
         if not tied:
             reader.bytes_read -= embedding.nbytes  # only the looked-up rows of it are read
         cosine, sine = rotary_tables(config, dtype, device)
@@ -139,8 +150,8 @@ def rotary_tables(
 class _Reader:
     """Reads tensors by name, converts them and counts their bytes."""
 
-    def __init__(self, read: ReadTensor, dtype: torch.dtype, device: torch.device) -> None:
-        self.read, self.dtype, self.device = read, dtype, device
+    def __init__(self, read: ReadTensor, dtype: torch.dtype, device: torch.device, make_linear: MakeLinear) -> None:
+        self.read, self.dtype, self.device, self.make_linear = read, dtype, device, make_linear
         self.bytes_read = 0
 
     def optional(self, name: str) -> Tensor | None:
@@ -158,11 +169,11 @@ class _Reader:
             raise ValueError(f"the checkpoint has no tensor {name!r}")
         return tensor
 
-    def linear(self, *names: str) -> Linear:
+    def linear(self, *names: str) -> Any:
         """Build one layer from several that read the same input."""
         weight = torch.cat([self.tensor(f"{name}.weight") for name in names])
         biases = [bias for name in names if (bias := self.optional(f"{name}.bias")) is not None]
-        return make_linear(weight, torch.cat(biases) if biases else None)
+        return self.make_linear(weight, torch.cat(biases) if biases else None)
 
 
 def _load_layer(reader: _Reader, prefix: str) -> Layer:

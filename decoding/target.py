@@ -1,10 +1,13 @@
 """The target model: prefill a prompt, then read candidate trees against the cache.
 
-In reduced precision the logits of a row depend a little on how many rows are computed with it and on how long the
-attended buffer is, so that a method verifying 8 tokens at once could differ from one token at a time at a near-tie.
-``decode_width`` removes the cause: every decode forward, the autoregressive one too, is padded to the same number of
-rows and attends over the whole preallocated buffer under a mask. Where reading the weights dominates (a CPU with matrix
-units, any GPU) the padding is free; see :func:`default_decode_width`.
+Two engines run the forward pass. ``native`` is compiled for the processor (:mod:`decoding.native`): a row's arithmetic
+does not depend on the rows beside it, so every method is exact in every precision. ``eager`` is torch, for every other
+device and wherever there is no compiler. There, in reduced precision, the logits of a row depend a little on how many
+rows are computed with it and on how long the attended buffer is, so that a method verifying 8 tokens at once could
+differ from one token at a time at a near-tie. ``decode_width`` removes most of the cause: every decode forward, the
+autoregressive one too, is padded to the same number of rows and attends over the whole preallocated buffer under a
+mask. Where reading the weights dominates (a CPU with matrix units, any GPU) the padding is free; see
+:func:`default_decode_width`.
 
 Example::
 
@@ -29,7 +32,9 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from decoding.cache import KVCache
-from decoding.llama import LlamaWeights, ReadTensor, forward
+from decoding.linear import make_linear
+from decoding.llama import LlamaWeights, MakeLinear, ReadTensor, forward
+from decoding.native import NativeEngine, NativeLinear, why_not
 from decoding.tree import CandidateTree
 
 
@@ -58,8 +63,8 @@ class TargetModel:
     """A Llama-family causal language model with its forward pass laid out for decoding.
 
     Args:
-        weights: see :class:`LlamaWeights`.
-        decode_width: rows of every decode forward; wider trees are read unpadded. None: no padding.
+        weights: see :class:`LlamaWeights`; loaded with ``NativeLinear``, they are run by the native engine.
+        decode_width: rows of every decode forward of the eager engine; wider trees are read unpadded. None: no padding.
         end_token_ids: tokens that end a text.
         folder: where it was loaded from, so that what is trained for it can be checked against it.
     """
@@ -73,6 +78,7 @@ class TargetModel:
         folder: Path | None = None,
     ) -> None:
         self.weights = weights
+        self._native = NativeEngine(weights) if isinstance(weights.head, NativeLinear) else None
         self.folder = folder
         self.decode_width = decode_width
         self.end_token_ids = frozenset(end_token_ids)
@@ -87,20 +93,31 @@ class TargetModel:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         decode_width: int | str | None = "default",
+        engine: str = "auto",
     ) -> TargetModel:
         """Load a local folder in the Hugging Face layout with safetensors weights.
 
+        ``engine`` is native, eager, or auto: native where it can be.
+
         Raises:
             FileNotFoundError: there are no safetensors in the folder.
-            ValueError: the model is not of the Llama family.
+            ValueError: the model is not of the Llama family, or native was asked for and cannot be.
         """
         folder, device = Path(folder), torch.device(device)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        make = _layout_for(engine, config, dtype, device)
         with ExitStack() as stack:
-            weights = LlamaWeights.load(config, _open_tensors(folder, stack), dtype, device)
+            weights = LlamaWeights.load(config, _open_tensors(folder, stack), dtype, device, make)
         width = default_decode_width(dtype, device) if decode_width == "default" else decode_width
+        if make is NativeLinear:
+            width = None  # no row depends on another: padding would change nothing
         ends = end_tokens(folder, config)
         return cls(weights, decode_width=width, end_token_ids=ends, folder=folder)  # type: ignore[arg-type]
+
+    @property
+    def engine(self) -> str:
+        """What runs the forward pass: native or eager."""
+        return "eager" if self._native is None else "native"
 
     @property
     def max_context(self) -> int:
@@ -143,6 +160,11 @@ class TargetModel:
         if not prompt_ids or cache.length:
             raise ValueError(f"prefill of {len(prompt_ids)} tokens into a cache of length {cache.length}")
         cache.check_room(len(prompt_ids))
+        if self._native is not None:
+            length = len(prompt_ids)
+            hidden, logits = self._native.forward(cache, prompt_ids, range(length), range(-1, length - 1), length - 1)
+            cache.keep(range(length))
+            return TreeOutput(logits, hidden[-1:])
         tokens = torch.tensor(prompt_ids, device=self.device)
         positions = torch.arange(len(prompt_ids), device=self.device)
         hidden = forward(self.weights, tokens, positions, cache, mask=None)[-1:]
@@ -152,15 +174,21 @@ class TargetModel:
     @torch.inference_mode()
     def read(self, cache: KVCache, tree: CandidateTree) -> TreeOutput:
         """Run one forward pass over a candidate tree; its rows stay uncommitted until ``cache.keep``."""
+        if self._native is not None:
+            cache.check_room(tree.width)
+            last = self.max_context - 1  # see below
+            positions = [min(cache.length + depth, last) for depth in tree.depths]
+            hidden, logits = self._native.forward(cache, tree.tokens, positions, tree.parents)
+            return TreeOutput(logits, hidden)
         padding = max(0, (self.decode_width or 0) - tree.width)
         cache.check_room(tree.width + padding)
         # Padding rows repeat the root, so that they see something: a fully masked row would be NaN.
         tokens = torch.tensor(tree.tokens + tree.tokens[:1] * padding, device=self.device)
         depths = torch.tensor(tree.depths + (0,) * padding, device=self.device)
         # A candidate behind the end of the context is read at its last position: the limit cuts it off in any case.
-        positions = (depths + cache.length).clamp_(max=self.max_context - 1)
+        rows = (depths + cache.length).clamp_(max=self.max_context - 1)
         mask = self._mask(cache, tree, padding)
-        hidden = forward(self.weights, tokens, positions, cache, mask)
+        hidden = forward(self.weights, tokens, rows, cache, mask)
         logits = self.weights.head(hidden)
         return TreeOutput(logits[: tree.width], hidden[: tree.width])
 
@@ -172,6 +200,20 @@ class TargetModel:
         visible[tree.width :, cache.length] = True
         mask = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(~visible, -torch.inf)
         return mask.repeat(self.weights.num_heads // self.weights.num_kv_heads, 1).to(self.device)
+
+
+def _layout_for(engine: str, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> MakeLinear:
+    """Return the layout of weights that ``engine`` reads.
+
+    Raises:
+        ValueError: there is no such engine, or native was asked for and cannot be.
+    """
+    if engine not in ("auto", "native", "eager"):
+        raise ValueError(f"engine must be auto, native or eager, not {engine!r}")
+    problem = "not asked for" if engine == "eager" else why_not(config, dtype, device)
+    if problem and engine == "native":
+        raise ValueError(f"the native engine cannot run here: {problem}")
+    return make_linear if problem else NativeLinear
 
 
 def end_tokens(folder: Path, config: PretrainedConfig) -> tuple[int, ...]:

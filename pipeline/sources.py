@@ -49,7 +49,10 @@ def sources_of(*modules: str, without: Iterable[str] = (), root: Path = ROOT) ->
         if module not in seen | left_out:
             seen.add(module)
             waiting += imports_of(module, root)
-    return sorted({str(_file_of(module, root).relative_to(root)) for module in seen})
+    files = {_file_of(module, root) for module in seen}
+    # What a package compiles lies beside its __init__.py and is code like any other.
+    files |= {path for file in files if file.name == "__init__.py" for path in file.parent.glob("*.[ch]*")}
+    return sorted(str(path.relative_to(root)) for path in files)
 
 
 @cache

@@ -1,0 +1,200 @@
+"""Binds a model's weights to the compiled forward pass.
+
+Example::
+
+    engine = NativeEngine(LlamaWeights.load(config, read, dtype, device, NativeLinear))
+    output = engine.forward(cache, tokens, positions, parents, first_logit_row=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from decoding.cache import KVCache
+from decoding.llama import LlamaWeights, head_dim_of, rotary_tables
+from decoding.native.build import BuildError, load_library
+
+LANES = 16
+
+
+class NativeLinear:
+    """A linear layer's weight in panels ``[out / 16, in / pair, 16, pair]``, zero-padded; ``pair`` is 2 in bfloat16.
+
+    Not called by itself: the compiled forward pass reads it.
+    """
+
+    def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None = None) -> None:
+        self.num_outputs, inner = weight.shape
+        pair = 2 if weight.dtype == torch.bfloat16 else 1
+        padded = torch.nn.functional.pad(weight, (0, -inner % pair, 0, -self.num_outputs % LANES))
+        self.num_inputs = padded.shape[1]
+        panels = padded.view(-1, LANES, self.num_inputs // pair, pair).transpose(1, 2)
+        self.weight = panels.contiguous()
+        self.bias = None if bias is None else bias.float()
+
+    def part(self, first: int, last: int) -> _Linear:
+        """Describe the outputs ``first`` to ``last`` to the compiled code; ``first`` starts a panel."""
+        bytes_per_panel = self.weight[0].nbytes
+        bias = None if self.bias is None else self.bias.data_ptr() + 4 * first
+        start = self.weight.data_ptr() + first // LANES * bytes_per_panel
+        return _Linear(start, bias, last - first, self.num_inputs)
+
+    def whole(self) -> _Linear:
+        """Describe all outputs to the compiled code."""
+        return self.part(0, self.num_outputs)
+
+
+class _Linear(Structure):
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("n", c_int64), ("k", c_int64))
+
+
+class _Layer(Structure):
+    _fields_ = (
+        ("input_norm", c_void_p),
+        ("query_key_value", _Linear),
+        ("query_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("output", _Linear),
+        ("mlp_norm", c_void_p),
+        ("gate", _Linear),
+        ("up", _Linear),
+        ("down", _Linear),
+    )
+
+
+class _Model(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("num_layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim")),
+        ("eps", c_float),
+        ("embedding", c_void_p),
+        ("cosine", c_void_p),
+        ("sine", c_void_p),
+        ("layers", POINTER(_Layer)),
+        ("norm", c_void_p),
+        ("head", _Linear),
+    )
+
+
+class _Batch(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("width", "length", "capacity")),
+        *((name, c_void_p) for name in ("tokens", "positions", "parents", "cache", "scratch", "hidden")),
+        ("first_logit_row", c_int64),
+        ("logits", c_void_p),
+    )
+
+
+def why_not(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Return why this model cannot run in the compiled forward pass here, or None if it can."""
+    if device.type != "cpu":
+        return f"device {device.type}"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"dtype {dtype}"
+    if config.intermediate_size % LANES or head_dim_of(config) % 2:
+        return f"intermediate_size {config.intermediate_size} or head_dim {head_dim_of(config)}"
+    try:
+        load_library()
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+class NativeEngine:
+    """Runs the compiled forward pass on weights that were loaded with :class:`NativeLinear`."""
+
+    def __init__(self, weights: LlamaWeights) -> None:
+        self.weights = weights
+        self._library = load_library()
+        dtype = weights.embedding.dtype
+        self._forward = self._library.forward_bfloat16 if dtype == torch.bfloat16 else self._library.forward_float32
+        self._kept: list[Any] = []  # what the compiled code holds pointers to
+        cosine, sine = rotary_tables(weights.config, torch.float32, weights.embedding.device)
+        layers = (_Layer * len(weights.layers))(*map(self._layer, weights.layers))
+        self._model = _Model(
+            len(weights.layers),
+            weights.config.hidden_size,
+            weights.config.intermediate_size,
+            weights.num_heads,
+            weights.num_kv_heads,
+            weights.head_dim,
+            weights.config.rms_norm_eps,
+            weights.embedding.data_ptr(),
+            self._float(cosine),
+            self._float(sine),
+            layers,
+            self._float(weights.norm),
+            weights.head.whole(),  # type: ignore[union-attr]
+        )
+        self._scratch = torch.empty(0)
+
+    def forward(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        parents: Sequence[int],
+        first_logit_row: int = 0,
+    ) -> tuple[Float[Tensor, "w d"], Float[Tensor, "w2 v"]]:
+        """Run ``w`` tokens through the model, writing their keys and values behind the cached prefix.
+
+        Args:
+            cache: receives their keys and values.
+            tokens: ids of the rows.
+            positions: their positions.
+            parents: index of the row that each row follows, -1 for the first.
+            first_logit_row: the head is computed from this row on.
+
+        Returns:
+            Last hidden states, normalised, and logits of the rows from ``first_logit_row`` on, both float32.
+        """
+        width = len(tokens)
+        numbers = torch.tensor([tokens, positions, parents], dtype=torch.int64)
+        hidden = torch.empty(width, self._model.hidden)
+        logits = torch.empty(width - first_logit_row, self._model.head.n)
+        needed = self._library.scratch_floats(byref(self._model), c_int64(width))
+        if self._scratch.numel() < needed:
+            self._scratch = torch.empty(needed)
+        start = numbers.data_ptr()
+        batch = _Batch(
+            width,
+            cache.length,
+            cache.capacity,
+            start,
+            start + 8 * width,
+            start + 16 * width,
+            cache.buffer.data_ptr(),
+            self._scratch.data_ptr(),
+            hidden.data_ptr(),
+            first_logit_row,
+            logits.data_ptr(),
+        )
+        self._forward(byref(self._model), byref(batch))
+        return hidden, logits
+
+    def _layer(self, layer: Any) -> _Layer:
+        intermediate = self.weights.config.intermediate_size
+        return _Layer(
+            self._float(layer.input_norm),
+            layer.query_key_value.whole(),
+            self._float(layer.query_norm),
+            self._float(layer.key_norm),
+            layer.output.whole(),
+            self._float(layer.mlp_norm),
+            layer.gate_up.part(0, intermediate),
+            layer.gate_up.part(intermediate, 2 * intermediate),
+            layer.down.whole(),
+        )
+
+    def _float(self, tensor: Tensor | None) -> int | None:
+        """Keep a float32 copy alive and return its address."""
+        if tensor is None:
+            return None
+        self._kept.append(tensor.float().contiguous())
+        return int(self._kept[-1].data_ptr())

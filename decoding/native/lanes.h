@@ -1,0 +1,174 @@
+// Vectors of 16 lanes, their numbers (float32 and bfloat16), and the one product that everything here is made of.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int LANES = 16;  // outputs of one panel of weights, keys of one block of attention
+constexpr int ROWS = 16;   // rows whose sums are held in registers together
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float widen(bf16 x) {
+    uint32_t word = uint32_t(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &word, 4);
+    return y;
+}
+inline float widen(float x) { return x; }
+
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+inline void narrow(Floats x, float* y) { std::memcpy(y, &x, sizeof(x)); }
+inline void narrow(Floats x, bf16* y) {  // to nearest, ties to even
+    const Words words = (Words)x;
+    const Halves halves = __builtin_convertvector((words + 0x7fff + ((words >> 16) & 1)) >> 16, Halves);
+    std::memcpy(y, &halves, sizeof(halves));
+}
+
+template <class T>
+inline T load(const void* at) {
+    T value;
+    std::memcpy(&value, at, sizeof(T));
+    return value;
+}
+
+// sum + weights * x for the 16 lanes of one panel at one place of the inner dimension.
+template <class T>
+struct Product;
+
+template <>
+struct Product<float> {
+    static constexpr int PAIR = 1;
+    static inline Floats add(Floats sum, const float* weights, const float* x) {
+        return sum + load<Floats>(weights) * *x;
+    }
+};
+
+template <>
+struct Product<bf16> {
+    static constexpr int PAIR = 2;
+    static inline Floats add(Floats sum, const bf16* weights, const bf16* x) {
+#ifdef __AVX512BF16__
+        const __m512bh pairs = (__m512bh)_mm512_set1_epi32(load<int32_t>(x));
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)load<__m512i>(weights), pairs);
+#else
+        const Words words = load<Words>(weights);
+        sum += (Floats)(words << 16) * widen(x[0]);
+        return sum + (Floats)(words & 0xffff0000u) * widen(x[1]);
+#endif
+    }
+};
+
+// The first ``count`` of 16 floats, zeros behind them.
+inline Floats load_some(const float* at, int64_t count) {
+    if (count >= LANES) return load<Floats>(at);
+    Floats value{};
+    std::memcpy(&value, at, count * sizeof(float));
+    return value;
+}
+
+inline Floats exponential(Floats x) {  // 2^n times a polynomial on [-ln2/2, ln2/2], relative error below 1e-6
+    x = x < -87.0f ? Floats{} - 87.0f : x;
+    const Ints n = __builtin_convertvector(x * 1.44269504f + (x < 0 ? Floats{} - 0.5f : Floats{} + 0.5f), Ints);
+    const Floats whole = __builtin_convertvector(n, Floats);
+    const Floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    Floats p = r * (1.0f / 720) + (1.0f / 120);
+    p = p * r + (1.0f / 24);
+    p = p * r + (1.0f / 6);
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    return p * (Floats)((n + 127) << 23);
+}
+
+inline float total(Floats x) {
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += x[lane];
+    return sum;
+}
+
+// Rows enter products in blocks of up to 16, laid out as [k / pair][rows of the block][pair]: what one multiply-add
+// takes of each row then lies side by side. The block that starts at row r begins at r * k.
+template <class T>
+struct Packed {
+    T* data;
+    int64_t rows, k;
+
+    static int64_t padded(int64_t k) { return (k + Product<T>::PAIR - 1) / Product<T>::PAIR * Product<T>::PAIR; }
+    const T* block(int64_t row) const { return data + row * k; }
+
+    // Write values[0..count) of one row from column ``at`` on, a multiple of the pair; beyond the last comes a zero.
+    void write(int64_t row, int64_t at, const float* values, int64_t count) const {
+        constexpr int PAIR = Product<T>::PAIR;
+        const int64_t first = row / ROWS * ROWS, some = std::min<int64_t>(ROWS, rows - first);
+        T* to = data + first * k + at * some + (row - first) * PAIR;
+        T lanes[LANES];
+        for (int64_t i = 0; i < count; i += LANES) {
+            const int64_t here = std::min<int64_t>(LANES, count - i);
+            narrow(load_some(values + i, here), lanes);
+            for (int64_t j = 0; j < here; j += PAIR, to += some * PAIR) std::memcpy(to, lanes + j, sizeof(T) * PAIR);
+        }
+    }
+};
+
+constexpr int AHEAD = 4096;  // bytes of weights that are asked for before they are needed; measured
+
+// One panel of weights times a block of R rows: sums [R].
+template <class T, int R>
+inline void panel_rows(const T* panel, const T* x, int k, Floats* sums) {
+    constexpr int PAIR = Product<T>::PAIR;
+    Floats sum[R];
+    for (int r = 0; r < R; r++) sum[r] = Floats{};
+    for (int i = 0; i < k; i += PAIR) {
+        if (R > 3) __builtin_prefetch(reinterpret_cast<const char*>(panel + i * LANES) + AHEAD);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) sum[r] = Product<T>::add(sum[r], panel + i * LANES, x + i * R + r * PAIR);
+    }
+    for (int r = 0; r < R; r++) sums[r] = sum[r];
+}
+
+template <class T>
+inline void panel_times(const T* panel, const T* x, int rows, int k, Floats* sums) {
+    switch (rows) {
+#define CASE(R) \
+    case R: return panel_rows<T, R>(panel, x, k, sums);
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+        CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14) CASE(15) CASE(16)
+#undef CASE
+    }
+}
+
+// Rows of sums to rows of floats: y[row][n0..n0+16) = sum (+ bias) (+ what is there).
+enum class Store { SET, ADD };
+
+template <Store HOW>
+inline void store(const Floats* sums, int rows, const float* bias, float* y, size_t stride, int count) {
+    for (int r = 0; r < rows; r++) {
+        float* out = y + r * stride;
+        if (count == LANES && !bias) {
+            const Floats value = HOW == Store::ADD ? load<Floats>(out) + sums[r] : sums[r];
+            std::memcpy(out, &value, sizeof(value));
+            continue;
+        }
+        for (int lane = 0; lane < count; lane++) {
+            const float value = sums[r][lane] + (bias ? bias[lane] : 0.0f);
+            out[lane] = HOW == Store::ADD ? out[lane] + value : value;
+        }
+    }
+}
+
+}  // namespace

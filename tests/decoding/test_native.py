@@ -1,0 +1,193 @@
+"""The compiled engine: the same numbers as transformers, and rows that do not depend on the rows beside them."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import FAMILY, logits_of, save_model
+from torch import Tensor
+
+from decoding import CandidateTree, TargetModel
+from decoding.native import build
+
+GENERATOR = random.Random(7)
+PROMPT = [GENERATOR.randrange(3, 48) for _ in range(37)]
+DTYPES = [torch.float32, torch.bfloat16]
+
+try:
+    build.load_library()
+except build.BuildError as error:
+    pytest.skip(f"no native engine here: {error}", allow_module_level=True)
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> TargetModel:
+    return TargetModel.from_pretrained(folder, dtype=dtype, engine="native")
+
+
+def random_tree(width: int, seed: int) -> CandidateTree:
+    rng = random.Random(seed)
+    parents = (-1, *(rng.randrange(node) for node in range(1, width)))
+    return CandidateTree(tuple(rng.randrange(3, 48) for _ in range(width)), parents)
+
+
+def branch(tree: CandidateTree, node: int) -> list[int]:
+    return [] if node < 0 else [*branch(tree, tree.parents[node]), node]
+
+
+@pytest.mark.parametrize("member", FAMILY)
+def test_gives_what_transformers_gives(tmp_path: Path, member: str) -> None:
+    model, target = save_model(tmp_path, member), load(tmp_path)
+    cache = target.new_cache(256)
+    first = target.prefill(cache, PROMPT)
+    torch.testing.assert_close(first.logits[0], logits_of(model, PROMPT), atol=2e-4, rtol=1e-4)
+    tree = random_tree(11, seed=1)
+    logits = target.read(cache, tree).logits
+    for node in range(tree.width):
+        ids = [*PROMPT, *(tree.tokens[i] for i in branch(tree, node))]
+        torch.testing.assert_close(logits[node], logits_of(model, ids), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("member", ["llama", "qwen3"])
+@pytest.mark.parametrize("length", [1, 15, 16, 37])
+def test_a_node_of_any_tree_has_the_bits_of_the_same_token_read_alone(
+    tmp_path: Path, member: str, dtype: torch.dtype, length: int
+) -> None:
+    save_model(tmp_path, member)
+    target = load(tmp_path, dtype)
+    for width in (2, 7, 16, 17, 40):
+        tree = random_tree(width, seed=width)
+        cache = target.new_cache(256)
+        target.prefill(cache, PROMPT[:length])
+        output = target.read(cache, tree)
+        node = max(range(width), key=lambda node: tree.depths[node])
+        for last in branch(tree, node):
+            alone = target.read(cache, CandidateTree((tree.tokens[last],), (-1,)))
+            assert torch.equal(alone.logits[0], output.logits[last])
+            assert torch.equal(alone.hidden[0], output.hidden[last])
+            cache.keep([0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_kept_of_a_tree_is_what_reading_it_token_by_token_leaves(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_model(tmp_path)
+    target = load(tmp_path, dtype)
+    tree = random_tree(16, seed=3)
+    path = branch(tree, max(range(16), key=lambda node: tree.depths[node]))
+    caches = [target.new_cache(256), target.new_cache(256)]
+    for cache in caches:
+        target.prefill(cache, PROMPT)
+    target.read(caches[0], tree)
+    caches[0].keep(path)
+    for node in path:
+        target.read(caches[1], CandidateTree((tree.tokens[node],), (-1,)))
+        caches[1].keep([0])
+    end = caches[0].length
+    assert end == len(PROMPT) + len(path) == caches[1].length
+    assert torch.equal(caches[0].buffer[:, :, :, :end], caches[1].buffer[:, :, :, :end])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prefill_has_the_bits_of_reading_one_token_after_the_other(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_model(tmp_path)
+    target = load(tmp_path, dtype)
+    at_once, one_by_one = target.new_cache(256), target.new_cache(256)
+    whole = target.prefill(at_once, PROMPT)
+    last = target.prefill(one_by_one, PROMPT[:1])
+    for token in PROMPT[1:]:
+        last = target.read(one_by_one, CandidateTree((token,), (-1,)))
+        one_by_one.keep([0])
+    assert torch.equal(whole.logits, last.logits)
+    assert torch.equal(at_once.buffer[:, :, :, : len(PROMPT)], one_by_one.buffer[:, :, :, : len(PROMPT)])
+
+
+def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    target = load(tmp_path, torch.bfloat16)
+    threads = torch.get_num_threads()
+
+    def logits(num_threads: int) -> Tensor:
+        torch.set_num_threads(num_threads)
+        cache = target.new_cache(256)
+        target.prefill(cache, PROMPT)
+        return target.read(cache, random_tree(16, seed=5)).logits
+
+    try:
+        assert all(torch.equal(logits(1), logits(n)) for n in (2, 3, 5))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_bfloat16_is_as_close_to_float32_as_torchs_own(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    tree, results = random_tree(12, seed=2), {}
+    for name, dtype, engine in [
+        ("true", torch.float32, "eager"),
+        ("native", torch.bfloat16, "native"),
+        ("eager", torch.bfloat16, "eager"),
+    ]:
+        target = TargetModel.from_pretrained(tmp_path, dtype=dtype, engine=engine)
+        cache = target.new_cache(256)
+        target.prefill(cache, PROMPT)
+        results[name] = target.read(cache, tree).logits.float()
+    errors = {name: float((results[name] - results["true"]).square().mean()) for name in ("native", "eager")}
+    assert errors["native"] <= 1.1 * errors["eager"]
+
+
+def test_without_a_compiler_the_eager_engine_runs_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path)
+    monkeypatch.setattr(build, "COMPILERS", ("no-such-compiler",))
+    build.load_library.cache_clear()
+    try:
+        assert TargetModel.from_pretrained(tmp_path).engine == "eager"
+        with pytest.raises(ValueError, match=r"native engine cannot run here: no C\+\+ compiler"):
+            load(tmp_path)
+    finally:
+        monkeypatch.undo()
+        build.load_library.cache_clear()
+    assert load(tmp_path).engine == "native"
+
+
+def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    with pytest.raises(ValueError, match="engine must be auto, native or eager, not 'fast'"):
+        TargetModel.from_pretrained(tmp_path, engine="fast")
+
+
+def test_source_that_does_not_compile_is_one_line(tmp_path: Path) -> None:
+    source = tmp_path / "broken.cpp"
+    source.write_text("int main( {\n")
+    with pytest.raises(build.BuildError, match=r"^\w[\w+]*: .*error") as caught:
+        build._compile("g++", source, tmp_path / "cache" / "broken.so")
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_without_instructions_for_bfloat16_the_numbers_are_the_same_to_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path / "model")
+    tree = random_tree(12, seed=4)
+
+    def logits() -> Tensor:
+        target = load(tmp_path / "model", torch.bfloat16)
+        cache = target.new_cache(256)
+        target.prefill(cache, PROMPT)
+        return target.read(cache, tree).logits
+
+    ours = logits()
+    plain = tuple(flag for flag in build.FLAGS if flag != "-march=native")
+    monkeypatch.setattr(build, "FLAGS", plain)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    build.load_library.cache_clear()
+    try:
+        generic = logits()
+        assert isinstance(build.load_library(), ctypes.CDLL)
+    finally:
+        monkeypatch.undo()
+        build.load_library.cache_clear()
+    torch.testing.assert_close(generic, ours, atol=0.05, rtol=0.05)
