@@ -123,10 +123,10 @@ def test_nothing_is_drafted_behind_an_end_token(folders: dict[str, Path]) -> Non
     ("draft", "options"),
     [
         ("near", {"num_draft_tokens": 2}),
-        ("near", {"num_draft_tokens": 3, "confidence_threshold": 0.5}),
+        ("near", {"num_draft_tokens": 3, "confidence_threshold": 0.3}),
         ("near", {"num_draft_tokens": 1, "adaptive": True, "max_draft_tokens": 3, "confidence_threshold": 0.3}),
         ("random", {"num_draft_tokens": 2}),
-        ("short", {"num_draft_tokens": 3, "confidence_threshold": 0.6}),
+        ("short", {"num_draft_tokens": 3, "confidence_threshold": 0.3}),
     ],
 )
 def test_sampled_texts_follow_the_targets_distribution(
