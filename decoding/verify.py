@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from decoding.ranking import choices
 from decoding.sampling import Sampling, draw
 from decoding.tree import CandidateTree
 
@@ -114,9 +115,9 @@ def verify(
     hidden: Float[Tensor, "w d"] | None = None,
 ) -> Verdict:
     """Decide which path of ``tree`` is kept, given the target's ``logits`` at its nodes."""
-    choices = tuple(logits.argmax(-1).tolist())
+    likeliest = choices(logits)
     if sampling.is_greedy:
-        path, bonus = greedy_path(tree, choices)
+        path, bonus = greedy_path(tree, likeliest)
     else:
         path, bonus = sampled_path(tree, logits, sampling, generator)
-    return Verdict(tree, path, bonus, choices, logits, hidden)
+    return Verdict(tree, path, bonus, likeliest, logits, hidden)

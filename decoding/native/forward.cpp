@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "lanes.h"
+#include "top.h"
 
 
 extern "C" {

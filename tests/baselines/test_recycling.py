@@ -46,7 +46,7 @@ class NaiveRecycling:
                 top = readings[-1].softmax(-1).sort(descending=True)
                 pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))[: self.top_k]
                 for token, probability in pairs:
-                    found.setdefault(token, (length, probability_step(probability / pairs[0][1]), longer))
+                    found.setdefault(token, (length, probability_step(probability), longer))
                 longer = 2
             elif places:
                 latest = list(dict.fromkeys(self.prompt[i] for i in reversed(places)))[:4]

@@ -1,0 +1,44 @@
+// The k largest of each row, the first of equal ones first, and the logarithm of the row's sum of exponentials.
+
+#pragma once
+
+#include <omp.h>
+
+#include "lanes.h"
+
+namespace {
+
+inline void top_of_row(const float* row, int64_t n, int64_t k, float* values, int64_t* ids, float* log_total) {
+    int64_t found = 0;
+    const auto offer = [&](float value, int64_t id) {
+        if (found == k && !(value > values[k - 1])) return;
+        int64_t at = found < k ? found++ : k - 1;
+        for (; at > 0 && value > values[at - 1]; at--) values[at] = values[at - 1], ids[at] = ids[at - 1];
+        values[at] = value, ids[at] = id;
+    };
+    int64_t i = 0;
+    for (; i < std::min(k, n); i++) offer(row[i], i);
+    for (; i + LANES <= n; i += LANES) {  // almost every vector holds nothing larger than the k-th so far
+        const Ints larger = load<Floats>(row + i) > values[k - 1];
+        int32_t any = 0;
+        for (int lane = 0; lane < LANES; lane++) any |= larger[lane];
+        if (any)
+            for (int lane = 0; lane < LANES; lane++) offer(row[i + lane], i + lane);
+    }
+    for (; i < n; i++) offer(row[i], i);
+    if (!log_total) return;
+    Floats parts{};
+    for (i = 0; i + LANES <= n; i += LANES) parts += exponential(load<Floats>(row + i) - values[0]);
+    float sum = total(parts);
+    for (; i < n; i++) sum += std::exp(row[i] - values[0]);
+    *log_total = values[0] + std::log(sum);
+}
+
+}  // namespace
+
+extern "C" void top_k(const float* rows, int64_t count, int64_t n, int64_t k, float* values, int64_t* ids,
+                      float* log_totals) {
+#pragma omp parallel for schedule(static) if (count > 1)
+    for (int64_t r = 0; r < count; r++)
+        top_of_row(rows + r * n, n, k, values + r * k, ids + r * k, log_totals ? log_totals + r : nullptr);
+}
