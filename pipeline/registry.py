@@ -124,6 +124,7 @@ MEDUSA: Mapping[str, Any] = {
 }
 
 OUROBOROS: Mapping[str, Any] = {
+    "use_shortlist": bool,
     "num_draft_tokens": PositiveInt,
     "window": PositiveInt,
     "ngram": Annotated[int, Field(ge=2)],
