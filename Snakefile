@@ -10,6 +10,7 @@
 include: "pipeline/rules/common.smk"
 include: "pipeline/rules/models.smk"
 include: "pipeline/rules/tasks.smk"
+include: "pipeline/rules/parts.smk"
 include: "pipeline/rules/cells.smk"
 include: "pipeline/rules/results.smk"
 include: "pipeline/rules/exactness.smk"

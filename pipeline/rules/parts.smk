@@ -1,0 +1,134 @@
+# What methods need beside the target: a draft model and Medusa heads, trained on text that the target itself writes.
+# They take all cores and the clock's resource: beside a timed cell they would slow it down.
+PART = f"results/parts/{{model}}/{SETTINGS.training.name}"
+
+
+rule training_prompts:
+    """Gather prompts in the evaluated tasks' form, outside every evaluated set; what overlaps with one is dropped.
+
+    python -m pipeline.training_prompts --model results/models/smollm2-135m --evaluated results/tasks/humaneval/data.jsonl
+        --num-tokens 200000 --max-new-tokens 192 --batch-size 64 --seed 0
+        --output results/parts/smollm2-135m/default/prompts.jsonl
+    """
+    input:
+        model="results/models/{model}/source.json",
+        evaluated=expand("results/tasks/{task}/data.jsonl", task=SETTINGS.tasks),
+        sources=sources_of("pipeline.training_prompts"),
+    output:
+        prompts=f"{PART}/prompts.jsonl",
+        record=f"{PART}/prompts.json",
+    params:
+        model=subpath(input.model, parent=True),
+        num_tokens=SETTINGS.training.num_tokens,
+        max_new_tokens=SETTINGS.training.max_new_tokens,
+        batch_size=SETTINGS.training.batch_size,
+        seed=SETTINGS.training.seed,
+        prompt_digests=[sources.prompt_digest(task.yaml) for task in TASKS.values()],
+    threads: workflow.cores
+    resources:
+        timed=1,
+    log:
+        f"results/logs/training_prompts/{{model}}/{SETTINGS.training.name}.log",
+    message:
+        "Gathering training prompts for {wildcards.model}"
+    shell:
+        "python -m pipeline.training_prompts --model {params.model:q} --evaluated {input.evaluated:q}"
+        " --num-tokens {params.num_tokens} --max-new-tokens {params.max_new_tokens} --batch-size {params.batch_size}"
+        " --seed {params.seed} --errors-as-rows --output {output.prompts:q} 2> >(tee {log:q} >&2)"
+
+
+rule selfgen:
+    """Let the target answer the training prompts. The journal beside the text lets a killed run go on.
+
+    python -m pipeline.selfgen --model results/models/smollm2-135m --prompts results/parts/smollm2-135m/default/prompts.jsonl
+        --num-tokens 200000 --temperature 0.0 --batch-size 64 --seed 0
+        --output results/parts/smollm2-135m/default/text.jsonl
+    """
+    input:
+        model="results/models/{model}/source.json",
+        prompts=f"{PART}/prompts.jsonl",
+        sources=sources_of("pipeline.selfgen"),
+    output:
+        text=f"{PART}/text.jsonl",
+        record=f"{PART}/text.json",
+    params:
+        model=subpath(input.model, parent=True),
+        num_tokens=SETTINGS.training.num_tokens,
+        temperature=SETTINGS.training.temperature,
+        batch_size=SETTINGS.training.batch_size,
+        seed=SETTINGS.training.seed,
+    threads: workflow.cores
+    resources:
+        timed=1,
+    log:
+        f"results/logs/selfgen/{{model}}/{SETTINGS.training.name}.log",
+    message:
+        "Letting {wildcards.model} write {params.num_tokens} tokens of training text"
+    shell:
+        "python -m pipeline.selfgen --model {params.model:q} --prompts {input.prompts:q}"
+        " --num-tokens {params.num_tokens} --temperature {params.temperature} --batch-size {params.batch_size}"
+        " --seed {params.seed} --errors-as-rows --output {output.text:q} 2> >(tee {log:q} >&2)"
+
+
+rule train_draft:
+    """Train a draft model: some of the target's layers, on text that the target wrote.
+
+    python -m pipeline.train_draft --model results/models/smollm2-135m --text results/parts/smollm2-135m/default/text.jsonl
+        --layers 0 1 29 --epochs 3 --shortlist-size 8192 --seed 0 --output results/parts/smollm2-135m/default/draft
+    """
+    input:
+        model="results/models/{model}/source.json",
+        text=f"{PART}/text.jsonl",
+        sources=sources_of("pipeline.train_draft"),
+    output:
+        record=f"{PART}/draft/draft.json",
+    params:
+        model=subpath(input.model, parent=True),
+        folder=subpath(output.record, parent=True),
+        layers=SETTINGS.training.draft.layers,
+        epochs=SETTINGS.training.draft.epochs,
+        shortlist_size=SETTINGS.training.draft.shortlist_size,
+        seed=SETTINGS.training.seed,
+    threads: workflow.cores
+    resources:
+        timed=1,
+    log:
+        f"results/logs/train_draft/{{model}}/{SETTINGS.training.name}.log",
+    message:
+        "Training a draft model for {wildcards.model}"
+    shell:
+        "python -m pipeline.train_draft --model {params.model:q} --text {input.text:q} --layers {params.layers}"
+        " --epochs {params.epochs} --shortlist-size {params.shortlist_size} --seed {params.seed} --errors-as-rows"
+        " --output {params.folder:q} 2> >(tee {log:q} >&2)"
+
+
+rule train_heads:
+    """Train Medusa heads on text that the target wrote.
+
+    python -m pipeline.train_heads --model results/models/smollm2-135m --text results/parts/smollm2-135m/default/text.jsonl
+        --num-heads 4 --epochs 2 --shortlist-size 8192 --seed 0 --output results/parts/smollm2-135m/default/heads
+    """
+    input:
+        model="results/models/{model}/source.json",
+        text=f"{PART}/text.jsonl",
+        sources=sources_of("pipeline.train_heads"),
+    output:
+        record=f"{PART}/heads/heads.json",
+    params:
+        model=subpath(input.model, parent=True),
+        folder=subpath(output.record, parent=True),
+        num_heads=SETTINGS.training.heads.num_heads,
+        epochs=SETTINGS.training.heads.epochs,
+        shortlist_size=SETTINGS.training.heads.shortlist_size,
+        seed=SETTINGS.training.seed,
+    threads: workflow.cores
+    resources:
+        timed=1,
+    log:
+        f"results/logs/train_heads/{{model}}/{SETTINGS.training.name}.log",
+    message:
+        "Training Medusa heads for {wildcards.model}"
+    shell:
+        "python -m pipeline.train_heads --model {params.model:q} --text {input.text:q} --num-heads {params.num_heads}"
+        " --epochs {params.epochs} --shortlist-size {params.shortlist_size} --seed {params.seed} --errors-as-rows"
+        " --output {params.folder:q} 2> >(tee {log:q} >&2)"

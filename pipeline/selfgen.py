@@ -1,0 +1,221 @@
+r"""Rule: the target answers the training prompts; its answers are what a draft model and Medusa heads are trained on.
+
+A draft is only as good as its agreement with what the target would say at evaluation, so the text is the target's own
+(sequence-level distillation: Kim and Rush 2016; for drafting: Zhou et al. 2024), decoded as evaluation decodes, so
+greedily by default. Prompts are answered in batches of one source and like length until there are ``num_tokens``.
+Each batch is appended to a journal, so that a killed run goes on after its last whole batch, and a longer one after a
+shorter one. A prompt whose hash says so (5 %) is for validation. By hand::
+
+    python -m pipeline.selfgen --model results/models/smollm2-135m \
+        --prompts results/parts/smollm2-135m/default/prompts.jsonl --num-tokens 200000 --seed 0 \
+        --output results/parts/smollm2-135m/default/text.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError, command, tell
+from pipeline.files import atomic_write, sha256_of
+from pipeline.tasks.source import to_jsonl
+
+VALIDATION_PER_MILLE = 50
+# How many batches' worth of prompts are sorted by length together.
+WINDOW = 4
+
+Row = dict[str, Any]
+
+
+def prompt_hash(ids: Sequence[int]) -> str:
+    """Return a hash of a prompt's tokens: its name in the journal."""
+    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]
+
+
+def split_of(ids: Sequence[int]) -> str:
+    """Return the split that a prompt belongs to, from its hash alone."""
+    return "validation" if int(prompt_hash(ids), 16) % 1000 < VALIDATION_PER_MILLE else "train"
+
+
+def batches(prompts: Iterable[Row], size: int, seed: int) -> list[list[Row]]:
+    """Return batches of one source, of like lengths; the sources mixed as evenly as they are in ``prompts``."""
+    by_source: dict[str, list[Row]] = {}
+    for prompt in prompts:
+        by_source.setdefault(prompt["source"], []).append(prompt)
+    placed: list[tuple[float, str, list[Row]]] = []
+    for source, rows in by_source.items():
+        random.Random(f"{seed} {source}").shuffle(rows)
+        window = size * WINDOW
+        groups = [rows[i : i + window] for i in range(0, len(rows), window)]
+        near = [sorted(group, key=lambda row: len(row["prompt_ids"])) for group in groups]
+        cut = [group[i : i + size] for group in near for i in range(0, len(group), size)]
+        # Batch i of n is due when the share (i + 1/2) / n of all is done.
+        placed += [((number + 0.5) / len(cut), source, batch) for number, batch in enumerate(cut)]
+    return [batch for _, _, batch in sorted(placed, key=lambda item: item[:2])]
+
+
+class Journal:
+    """Answers by prompt, a line each, under a first line that says what they were generated with."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.answers: dict[str, Row] = {}
+        lines = self._whole_lines()
+        if not lines or json.loads(lines[0]) != settings:
+            lines = [json.dumps(settings)]
+        self.answers = {row["prompt"]: row for row in map(json.loads, lines[1:])}
+        # Written anew, so that half a line of a killed run is gone.
+        atomic_write(path, "".join(f"{line}\n" for line in lines))
+
+    def _whole_lines(self) -> list[str]:
+        if not self.path.is_file():
+            return []
+        return self.path.read_text(encoding="utf-8").split("\n")[:-1]
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add answers, and have them on disk before going on."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(to_jsonl(rows))
+        self.answers |= {row["prompt"]: row for row in rows}
+
+
+def answered(
+    model_dir: Path, todo: list[list[Row]], journal: Journal, temperature: float, seed: int
+) -> Iterator[list[Row]]:
+    """Answer batch after batch, those in the journal from there."""
+    import torch
+
+    from decoding.stopping import Ending, StopStrings
+    from pipeline.batching import Draw, Job, answer, shared_model
+    from pipeline.prepare import load_tokenizer
+
+    tokenizer, config = load_tokenizer(model_dir)
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids))
+
+    for number, batch in enumerate(todo):
+        keys = [prompt_hash(row["prompt_ids"]) for row in batch]
+        missing = [row for key, row in zip(keys, batch, strict=True) if key not in journal.answers]
+        if missing:
+            jobs = [
+                Job(
+                    tuple(row["prompt_ids"]),
+                    Ending(row["max_new_tokens"], ends, StopStrings(decode, row["until"])),
+                )
+                for row in missing
+            ]
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            found = answer(shared_model(model_dir), jobs, Draw(temperature), generator)
+            journal.append(
+                [
+                    {"prompt": prompt_hash(row["prompt_ids"]), "output_ids": text.ids, "finished": text.finished}
+                    for row, text in zip(missing, found, strict=True)
+                ]
+            )
+        yield [
+            {"source": row["source"], "split": split_of(row["prompt_ids"]), "prompt_ids": row["prompt_ids"]}
+            | {name: journal.answers[key][name] for name in ("output_ids", "finished")}
+            for key, row in zip(keys, batch, strict=True)
+        ]
+
+
+def read_prompts(path: Path) -> list[Row]:
+    """Return the prompts of a file, each once.
+
+    Raises:
+        UserError: the file is missing, damaged or empty.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run python -m pipeline.training_prompts first") from None
+    if not rows:
+        raise UserError(f"{path}: no prompts")
+    if "error" in rows[0]:
+        raise UserError(rows[0]["error"])
+    return list({prompt_hash(row["prompt_ids"]): row for row in rows}.values())
+
+
+def self_generate(given: argparse.Namespace) -> tuple[list[Row], Row]:
+    """Return at least ``num_tokens`` of answers (fewer if the prompts run out), and how they came about."""
+    from tqdm import tqdm
+
+    todo = batches(read_prompts(given.prompts), given.batch_size, given.seed)
+    source = given.model / "source.json"
+    weights = json.loads(source.read_text(encoding="utf-8")).get("weights_sha256") if source.is_file() else None
+    settings = {"weights_sha256": weights, "temperature": given.temperature, "seed": given.seed, "dtype": "bfloat16"}
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    journal = Journal(given.output.with_name("answers.journal"), settings)
+    rows: list[Row] = []
+    tokens, started, known = 0, time.perf_counter(), len(journal.answers)
+    with tqdm(total=given.num_tokens, unit="token", desc="self-generation", mininterval=5) as bar:
+        for batch in answered(given.model, todo, journal, given.temperature, given.seed):
+            rows += batch
+            new = sum(len(row["output_ids"]) for row in batch)
+            tokens += new
+            bar.update(new)
+            if tokens >= given.num_tokens:
+                break
+    seconds = time.perf_counter() - started
+    return rows, settings | {
+        "model": given.model.name,
+        "num_tokens": tokens,
+        "batch_size": given.batch_size,
+        "seconds": round(seconds, 1),
+        "answers_from_journal": known,
+        "sources": counts_of(rows),
+    }
+
+
+def counts_of(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
+    """Return, for each source, how many answers, tokens, finished answers and validation answers there are."""
+    counts: dict[str, Counter[str]] = {}
+    for row in rows:
+        counts.setdefault(row["source"], Counter()).update(
+            answers=1,
+            tokens=len(row["output_ids"]),
+            finished=int(row["finished"]),
+            validation=int(row["split"] == "validation"),
+        )
+    return {source: dict(counts[source]) for source in sorted(counts)}
+
+
+@command
+def main() -> None:
+    """Write the text, and beside it where it comes from."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.selfgen", description="Let the target answer prompts.")
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--prompts", type=Path, required=True, help="prompts.jsonl of pipeline.training_prompts")
+    parser.add_argument("--num-tokens", type=int, required=True, help="output tokens to generate")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, required=True, help="text.jsonl; the journal is kept beside it")
+    parser.add_argument(
+        "--errors-as-rows", action="store_true", help='where there is nothing to write, write {"error": reason} instead'
+    )
+    given = parser.parse_args()
+
+    try:
+        rows, record = self_generate(given)
+    except UserError as error:
+        if not given.errors_as_rows:
+            raise
+        tell(error)
+        rows, record = [{"error": str(error)}], {"error": str(error)}
+    atomic_write(given.output, to_jsonl(rows))
+    record |= {"sha256": sha256_of(given.output), "prompts_sha256": sha256_of(given.prompts)}
+    atomic_write(given.output.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

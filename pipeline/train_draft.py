@@ -1,0 +1,226 @@
+r"""Rule: train a draft model: a few of the target's own layers, fine-tuned to say what the target says.
+
+The draft is layers chosen from the target between its embedding and its final norm, both kept as they are, so that the
+vocabulary and the tied LM head are the target's. It is trained with hard labels on text that the target generated
+greedily (``pipeline.selfgen``), on output tokens alone: for greedy decoding what counts is the same first choice,
+
+    loss = - mean over output tokens t of log softmax(E_S h_t)[y_t],
+
+where E_S are the head's rows for the shortlist S, the ids most frequent in that text. Over 49,152 rows the head would
+cost more than all layers of the draft together (vocabulary-restricted drafting, FR-Spec: Zhao et al. 2025).
+
+``draft.json`` tells the share of held-out output tokens on which draft and target agree, and how many tokens a step a
+chain of the draft would give there: counted, not modelled, since a greedy draft that agrees so far reads what the
+target wrote. A killed training goes on at its last checkpoint. By hand::
+
+    python -m pipeline.train_draft --model results/models/smollm2-135m \
+        --text results/parts/smollm2-135m/default/text.jsonl --layers 0 1 29 --epochs 3 --shortlist-size 8192 --seed 0 \
+        --output results/parts/smollm2-135m/default/draft
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.draft_objective import IGNORED, DraftObjective, Row, cut_draft, measured
+from pipeline.errors import UserError, command, tell
+from pipeline.files import atomic_write, sha256_of
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+    from transformers import LlamaForCausalLM
+
+# The last tokens of a prompt, which a draft sees in training: examples before them teach it little and cost much.
+PROMPT_TOKENS = 192
+TOKENS_PER_BATCH = 4096
+LEARNING_RATE = 1e-3
+CHECKPOINT_STEPS = 50
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "chat_template*")
+
+
+def read_text(path: Path) -> list[Row]:
+    """Return the answers of a text.jsonl.
+
+    Raises:
+        UserError: missing, damaged, or without both splits.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        if rows and "error" in rows[0]:
+            raise UserError(rows[0]["error"])
+        splits = {row["split"] for row in rows if row["output_ids"] and row["prompt_ids"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read ({error!r}); run python -m pipeline.selfgen first") from None
+    if missing := {"train", "validation"} - splits:
+        raise UserError(f"{path}: no answers of the split {sorted(missing)[0]!r}; generate more tokens")
+    return rows
+
+
+def shortlist_of(rows: Iterable[Row], size: int, end_ids: Iterable[int]) -> list[int]:
+    """Return the ``size`` ids that the outputs have most often, and the end tokens, in ascending order."""
+    ends = set(end_ids)
+    counts = Counter(token for row in rows for token in row["output_ids"])
+    frequent = [token for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if token not in ends]
+    return sorted([*ends, *frequent[: size - len(ends)]])
+
+
+def examples(rows: Sequence[Row], shortlist: Sequence[int], seed: int) -> list[dict[str, Tensor]]:
+    """Return batches of about ``TOKENS_PER_BATCH`` tokens: ids, and for each place the next output token's label."""
+    place = {token: index for index, token in enumerate(shortlist)}
+    texts = []
+    for row in rows:
+        prompt, output = row["prompt_ids"][-PROMPT_TOKENS:], row["output_ids"]
+        labels = [IGNORED] * (len(prompt) - 1) + [place.get(token, IGNORED) for token in output]
+        if any(label != IGNORED for label in labels):
+            texts.append(((prompt + output)[:-1], labels))
+    texts.sort(key=lambda text: len(text[0]))
+    groups: list[list[Any]] = [[]]
+    for text in texts:
+        if (len(groups[-1]) + 1) * len(text[0]) > TOKENS_PER_BATCH and groups[-1]:
+            groups.append([])
+        groups[-1].append(text)
+    random.Random(seed).shuffle(groups)
+    return [padded(group) for group in groups if group]
+
+
+def padded(texts: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+    """Return ids and labels of several texts as one batch."""
+    width = max(len(ids) for ids, _ in texts)
+    batch = {
+        "input_ids": [ids + [0] * (width - len(ids)) for ids, _ in texts],
+        "labels": [labels + [IGNORED] * (width - len(labels)) for _, labels in texts],
+    }
+    return {name: torch.tensor(values) for name, values in batch.items()}
+
+
+def train(objective: DraftObjective, batches: list[dict[str, Tensor]], epochs: int, seed: int, work: Path) -> list[Row]:
+    """Fine-tune with transformers' Trainer, from the last checkpoint in ``work`` if there is one; return its log."""
+    from transformers import Trainer, TrainingArguments
+    from transformers.trainer_utils import get_last_checkpoint
+
+    arguments = TrainingArguments(
+        output_dir=str(work / "checkpoints"),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=1,  # an example is a whole batch
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(20, len(batches)),
+        weight_decay=0.01,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        save_steps=CHECKPOINT_STEPS,
+        save_total_limit=1,
+        logging_steps=5,
+        seed=seed,
+        report_to=[],
+        remove_unused_columns=False,
+    )
+    trainer = Trainer(
+        model=objective,
+        args=arguments,
+        train_dataset=cast("Dataset[Any]", batches),
+        data_collator=lambda examples: cast("dict[str, Any]", examples[0]),
+    )
+    (work / "checkpoints").mkdir(parents=True, exist_ok=True)
+    last = get_last_checkpoint(str(work / "checkpoints"))  # type: ignore[no-untyped-call]
+    trainer.train(resume_from_checkpoint=last)
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def prepared_work(output: Path, settings: Row) -> Path:
+    """Return the folder to work in, emptied unless it is of an unfinished training with the same settings."""
+    work = output.with_name(f".{output.name}.work")
+    file = work / "settings.json"
+    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != settings:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        file.write_text(json.dumps(settings), encoding="utf-8")
+    return work
+
+
+def save(draft: LlamaForCausalLM, given: argparse.Namespace, shortlist: list[int], log: list[Row], record: Row) -> None:
+    """Write the model folder beside its place, then put it there."""
+    work = given.output.with_name(f".{given.output.name}.work")
+    folder = work / "draft"
+    shutil.rmtree(folder, ignore_errors=True)
+    cast(nn.Module, draft).to(torch.bfloat16)
+    draft.save_pretrained(folder)
+    for pattern in TOKENIZER_FILES:
+        for file in given.model.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+    (folder / "shortlist.json").write_text(json.dumps(shortlist) + "\n", encoding="utf-8")
+    lines = [f"{entry['step']},{entry['epoch']},{entry['loss']},{entry['learning_rate']}" for entry in log]
+    (folder / "loss.csv").write_text("\n".join(["step,epoch,loss,learning_rate", *lines]) + "\n", encoding="utf-8")
+    (folder / "draft.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(given.output, ignore_errors=True)
+    folder.rename(given.output)
+    shutil.rmtree(work)
+
+
+def train_draft(given: argparse.Namespace) -> None:
+    """Do all that the command line asks for."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(given.seed)
+    rows = read_text(given.text)
+    target = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32, local_files_only=True)
+    ends = target.config.eos_token_id if isinstance(target.config.eos_token_id, list) else [target.config.eos_token_id]
+    training = [row for row in rows if row["split"] == "train"]
+    held_out = [row for row in rows if row["split"] == "validation"]
+    shortlist = shortlist_of(training, given.shortlist_size, ends)
+    draft = cut_draft(target, given.layers)
+    del target
+    settings = {"text_sha256": sha256_of(given.text), "layers": given.layers, "epochs": given.epochs}
+    settings |= {"shortlist_size": given.shortlist_size, "seed": given.seed, "target": given.model.name}
+    work = prepared_work(given.output, settings)
+    objective = DraftObjective(draft, shortlist)
+    before = measured(objective, held_out, shortlist)["agreement"]
+    started = time.perf_counter()
+    log = train(objective, examples(training, shortlist, given.seed), given.epochs, given.seed, work)
+    record = settings | {
+        "shortlist_size": len(shortlist),
+        "output_tokens": sum(len(row["output_ids"]) for row in training),
+        "training_seconds": round(time.perf_counter() - started, 1),
+        "agreement_before": before,
+        **measured(objective, held_out, shortlist),
+    }
+    save(draft, given, shortlist, log, record)
+
+
+@command
+def main() -> None:
+    """Read the command line and do it."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.train_draft", description="Train a draft model.")
+    parser.add_argument("--model", type=Path, required=True, help="the target's folder")
+    parser.add_argument("--text", type=Path, required=True, help="text.jsonl of pipeline.selfgen")
+    parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 29], help="layers of the target, in order")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--shortlist-size", type=int, default=8192)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, required=True, help="the draft's folder, which is replaced")
+    parser.add_argument(
+        "--errors-as-rows", action="store_true", help="if there is no draft, write a draft.json with the reason alone"
+    )
+    given = parser.parse_args()
+    try:
+        train_draft(given)
+    except UserError as error:
+        if not given.errors_as_rows:
+            raise
+        tell(error)
+        atomic_write(given.output / "draft.json", json.dumps({"error": str(error)}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

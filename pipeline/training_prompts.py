@@ -1,0 +1,161 @@
+r"""Rule: prompts for training text, in the evaluated tasks' own form but outside every evaluated set; no network.
+
+A draft model is to agree with the target on the texts that are timed, so its training text answers prompts of the same
+form: chat template, few-shot examples and instructions come through the same task YAMLs and ``pipeline.prepare``. Only
+the material in the form is ours: problems from reasoning-gym with another seed, verbalised pairs of the train split,
+functions and prose of installed packages, and what the target itself writes when the form is broken off where its
+material would begin (Magpie: Xu et al. 2024): an article, a sentence, a problem, a function's signature and docstring.
+
+Material that shares 13 words in a row with an evaluated document (Brown et al. 2020, appendix C; here all numbers count
+as the same word), or that is the whole of a shorter one, is dropped and counted. By hand::
+
+    python -m pipeline.training_prompts --model results/models/smollm2-135m --evaluated results/tasks/*/data.jsonl \
+        --num-tokens 200000 --max-new-tokens 192 --seed 0 --output results/parts/smollm2-135m/default/prompts.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError, command, tell
+from pipeline.files import atomic_write
+from pipeline.prepare import check_source, load_tokenizer
+from pipeline.tasks.source import to_jsonl
+from pipeline.training_forms import ORIGINS, Forms, Origin, written_material
+from pipeline.training_sources import code_documents, docstring_documents, math_documents, prose_documents
+
+NGRAM = 13
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in lower case, every number as 0: a problem with other numbers is still the same."""
+    return ["0" if word[0].isdigit() else word for word in re.findall(r"\w+", text.lower())]
+
+
+def ngrams(text: str) -> set[tuple[str, ...]]:
+    """Return all runs of ``NGRAM`` words, or the whole of a shorter text."""
+    found = words(text)
+    return {tuple(found[i : i + NGRAM]) for i in range(max(1, len(found) - NGRAM + 1))} if found else set()
+
+
+def evaluated_ngrams(files: Iterable[Path]) -> set[tuple[str, ...]]:
+    """Return the n-grams of every text of every document in ``files``.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    found: set[tuple[str, ...]] = set()
+    for file in files:
+        try:
+            check_source(file.parent)
+        except UserError:
+            continue  # no documents could be had, so none is evaluated
+        try:
+            for line in file.read_text(encoding="utf-8").split("\n"):
+                for text in (json.loads(line) if line else {}).values():
+                    found |= ngrams(str(text))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: cannot be read: {error}") from None
+    return found
+
+
+def overlaps(material: str, evaluated: Collection[tuple[str, ...]]) -> bool:
+    """Whether ``material`` shares a run of words with an evaluated document, as in ``evaluated_ngrams``."""
+    return any(ngram in evaluated for ngram in ngrams(material))
+
+
+def found_material(task: str, count: int, seed: int) -> list[str]:
+    """Return more than enough material for ``count`` prompts of a task, in a shuffled order."""
+    from pipeline.tasks import verbalized
+
+    rng = random.Random(f"{seed} {task}")
+    if task == "verbalized":
+        material = [document["source"] for document in verbalized.documents("train", count, rng.randrange(2**31))]
+    elif task == "gsm_symbolic":
+        material = math_documents(10 * count, rng.randrange(2**31))
+    else:
+        find = {"docstrings": docstring_documents, "humaneval": code_documents, "cnn_dailymail": prose_documents}[task]
+        material = find(2 * count)
+    rng.shuffle(material)
+    return material
+
+
+def counted(origin: Origin, num_tokens: int) -> int:
+    """Return how many prompts of an origin are needed, some of them to spare."""
+    return max(2, round(1.15 * num_tokens * origin.share / origin.answer_tokens))
+
+
+def training_prompts(
+    model_dir: Path,
+    evaluated: Collection[tuple[str, ...]],
+    num_tokens: int,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the prompts of all origins, and how many of each there are and were dropped."""
+    tokenizer, config = load_tokenizer(model_dir)
+    forms = Forms(tokenizer, config, max_new_tokens)
+    rows, counts = [], {}
+    for origin in ORIGINS:
+        if origin.task == "chat" and not forms.has_chat:
+            continue
+        wanted = counted(origin, num_tokens)
+        if origin.written_tokens:
+            material = written_material(forms, model_dir, origin, wanted, seed, batch_size)
+        else:
+            material = found_material(origin.task, wanted, seed)
+        clean = [text for text in material if not overlaps(text, evaluated)]
+        name = origin.name
+        counts[name] = {"prompts": len(clean[:wanted]), "dropped": len(material) - len(clean)}
+        print(f"training_prompts: {name}: {counts[name]}", flush=True)
+        for text, request in zip(clean, forms.of_task(origin, clean[:wanted]) if clean else [], strict=False):
+            row = {key: request[key] for key in ("prompt", "prompt_ids", "until", "max_new_tokens")}
+            rows.append({"source": name, "material": text, **row})
+    return rows, counts
+
+
+@command
+def main() -> None:
+    """Write the prompts, and beside them how many there are."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.training_prompts", description="Write training prompts.")
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--evaluated", type=Path, nargs="*", default=[], help="data.jsonl of every evaluated task")
+    parser.add_argument("--num-tokens", type=int, required=True, help="output tokens that the prompts suffice for")
+    parser.add_argument("--max-new-tokens", type=int, default=192)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--errors-as-rows", action="store_true", help='where there is nothing to write, write {"error": reason} instead'
+    )
+    given = parser.parse_args()
+
+    record: dict[str, Any] = {"evaluated": [*map(str, given.evaluated)], "seed": given.seed}
+    try:
+        rows, counts = training_prompts(
+            given.model,
+            evaluated_ngrams(given.evaluated),
+            num_tokens=given.num_tokens,
+            max_new_tokens=given.max_new_tokens,
+            seed=given.seed,
+            batch_size=given.batch_size,
+        )
+        record["sources"] = counts
+    except UserError as error:
+        if not given.errors_as_rows:
+            raise
+        tell(error)
+        rows, record = [{"error": str(error)}], {"error": str(error)}
+    atomic_write(given.output.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+    atomic_write(given.output, to_jsonl(rows))
+
+
+if __name__ == "__main__":
+    main()
