@@ -31,7 +31,7 @@ verification is exact.
 
 Example::
 
-    drafter = LookaheadDrafter(window=2, ngram=4, guesses=4)
+    drafter = LookaheadDrafter(window=2, ngram=5, guesses=5)
     SpeculativeDecoder(target, drafter).generate(prompt_ids, max_new_tokens=64)
 """
 
@@ -105,7 +105,7 @@ class LookaheadDrafter:
     def __init__(
         self,
         window: int = 2,
-        ngram: int = 4,
+        ngram: int = 5,
         guesses: int = 5,
         pool_from_prompt: bool = True,
         max_nodes: int = 16,
