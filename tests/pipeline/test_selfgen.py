@@ -1,0 +1,178 @@
+"""Self-generated text: greedy as one at a time, resumable, and the same for the same seed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from decoding import TargetModel
+from decoding.stopping import Ending, StopStrings
+from pipeline import batching, selfgen
+from pipeline.batching import Draw, Job, answer, choose, common
+from pipeline.errors import UserError
+from pipeline.selfgen import Journal, batches, split_of
+from tests.decoding.tiny import greedy_of, save_model
+
+PROMPTS = [(1, 5, 6, 7), (1, 5, 9), (1, 5, 6, 7, 8, 9, 10, 11), (1, 5, 40, 3, 3), (1, 5, 6, 7, 12)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_model(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def jobs_of(prompts, limit: int = 12) -> list[Job]:
+    return [Job(tuple(prompt), Ending(limit, (2,))) for prompt in prompts]
+
+
+@pytest.mark.parametrize("member", ["llama", "llama-untied-scaled", "qwen3"])
+def test_a_batch_answers_as_one_at_a_time(tmp_path: Path, member: str) -> None:
+    reference = save_model(tmp_path / "model", member)
+    model = TargetModel.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    found = answer(model, jobs_of(PROMPTS))
+    assert [text.ids for text in found] == [greedy_of(reference, prompt, 12) for prompt in PROMPTS]
+    assert [text.finished for text in found] == [text.ids[-1] == 2 for text in found]
+
+
+def test_rows_that_end_leave_the_others_alone(folder: Path) -> None:
+    model = TargetModel.from_pretrained(folder, dtype=torch.float32)
+    limits = [1, 9, 3, 12, 2]
+    found = answer(model, [Job(p, Ending(n, (2,))) for p, n in zip(PROMPTS, limits, strict=True)])
+    alone = [answer(model, [Job(p, Ending(n, (2,)))])[0] for p, n in zip(PROMPTS, limits, strict=True)]
+    assert found == alone
+    assert [len(text.ids) for text in found] == [len(text.ids) for text in alone]
+
+
+def test_a_stop_string_ends_an_answer(folder: Path) -> None:
+    model = TargetModel.from_pretrained(folder, dtype=torch.float32)
+    (free,) = answer(model, jobs_of(PROMPTS[:1]))
+    stop = StopStrings(lambda ids: " ".join(map(str, ids)), [f"{free.ids[3]}"])
+    (cut,) = answer(model, [Job(PROMPTS[0], Ending(12, (2,), stop))])
+    assert cut.finished
+    assert cut.ids == free.ids[: len(cut.ids)]
+    assert str(free.ids[3]) in " ".join(map(str, cut.ids))
+    assert len(cut.ids) <= 4
+
+
+def test_more_prompts_than_places_are_answered_in_turn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TargetModel.from_pretrained(folder, dtype=torch.float32)
+    whole = answer(model, jobs_of(PROMPTS))
+    monkeypatch.setattr(batching, "MOST_ROWS", 2)
+    assert answer(model, jobs_of(PROMPTS)) == whole
+
+
+def test_common_beginnings() -> None:
+    assert common((1, 2, 3), (1, 2, 4)) == 2
+    assert common((1, 2), (1, 2, 3)) == 2
+    assert common((), (1,)) == 0
+
+
+def test_the_nucleus_is_what_is_drawn_from() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4000, 4)
+    drawn = Counter(choose(logits, Draw(1.0, 0.7), torch.Generator().manual_seed(0)))
+    assert set(drawn) == {0, 1}  # 0.5 alone is less than 0.7, 0.5 + 0.3 is not
+    assert drawn[0] / 4000 == pytest.approx(0.625, abs=0.03)
+    assert choose(logits[:1], Draw(0.0), None) == [0]
+
+
+def rows_of(source: str, count: int) -> list[dict]:
+    return [{"source": source, "prompt_ids": [i, len(source)] + [1] * (i % 7)} for i in range(count)]
+
+
+def test_batches_are_of_one_source_and_mixed_evenly() -> None:
+    made = batches(rows_of("many", 80) + rows_of("few", 20), size=5, seed=0)
+    assert sorted(row["prompt_ids"] for batch in made for row in batch) == sorted(
+        row["prompt_ids"] for row in rows_of("many", 80) + rows_of("few", 20)
+    )
+    assert all(len({row["source"] for row in batch}) == 1 for batch in made)
+    half = Counter(batch[0]["source"] for batch in made[: len(made) // 2])
+    assert half["few"] == 2
+    assert made == batches(rows_of("many", 80) + rows_of("few", 20), size=5, seed=0)
+
+
+def test_one_prompt_in_twenty_is_held_out_whatever_else_there_is() -> None:
+    splits = Counter(split_of([i, i + 1]) for i in range(4000))
+    assert splits["validation"] / 4000 == pytest.approx(0.05, abs=0.012)
+
+
+def test_a_journal_forgets_half_a_line_and_other_settings(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    Journal(path, {"seed": 0}).append([{"prompt": "a", "output_ids": [1], "finished": True}])
+    with path.open("a") as file:
+        file.write('{"prompt": "b", "outp')
+    again = Journal(path, {"seed": 0})
+    assert set(again.answers) == {"a"}
+    again.append([{"prompt": "c", "output_ids": [2], "finished": True}])
+    assert set(Journal(path, {"seed": 0}).answers) == {"a", "c"}
+    assert not Journal(path, {"seed": 1}).answers
+
+
+def given_of(folder: Path, output: Path, num_tokens: int) -> SimpleNamespace:
+    prompts = folder.parent / "prompts.jsonl"
+    rows = [{"source": f"s{i % 2}", "prompt_ids": [1, 3 + i % 40, 5 + i // 40], "until": []} for i in range(60)]
+    prompts.write_text("".join(json.dumps({**row, "max_new_tokens": 8}) + "\n" for row in rows))
+    return SimpleNamespace(
+        model=folder, prompts=prompts, num_tokens=num_tokens, temperature=0.0, batch_size=8, seed=0, output=output
+    )
+
+
+@pytest.fixture
+def without_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(eos_token_id=2)
+    tokenizer = SimpleNamespace(decode=str)
+    monkeypatch.setattr("pipeline.prepare.load_tokenizer", lambda folder: (tokenizer, config))
+    batching.shared_model.cache_clear()
+
+
+@pytest.mark.usefixtures("without_tokenizer")
+def test_a_killed_run_goes_on_and_ends_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = selfgen.self_generate(given_of(folder, tmp_path / "whole" / "text.jsonl", 200))
+    real, calls = batching.answer, []
+
+    def killed(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **keywords)
+
+    given = given_of(folder, tmp_path / "killed" / "text.jsonl", 200)
+    monkeypatch.setattr(batching, "answer", killed)
+    with pytest.raises(KeyboardInterrupt):
+        selfgen.self_generate(given)
+    calls[:] = [1] * 10
+    rows, record = selfgen.self_generate(given)
+    assert rows == whole
+    assert record["answers_from_journal"] == 16
+    assert record["num_tokens"] == sum(len(row["output_ids"]) for row in rows) >= 200
+    assert sum(counts["answers"] for counts in record["sources"].values()) == len(rows)
+
+
+@pytest.mark.usefixtures("without_tokenizer")
+def test_a_longer_text_starts_with_the_shorter_one(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "text" / "text.jsonl"
+    short, _ = selfgen.self_generate(given_of(folder, output, 60))
+    long, record = selfgen.self_generate(given_of(folder, output, 180))
+    assert long[: len(short)] == short
+    assert len(long) > len(short) == record["answers_from_journal"]
+
+
+def test_the_reason_of_a_failure_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "text.jsonl"
+    prompts.write_text('{"error": "no such model"}\n')
+    with pytest.raises(UserError, match="no such model"):
+        selfgen.read_prompts(prompts)
+    arguments = ["--model", str(tmp_path), "--prompts", str(prompts), "--num-tokens", "9", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["selfgen", *arguments, "--errors-as-rows"])
+    selfgen.main()
+    assert json.loads(output.read_text()) == {"error": "no such model"}
+    assert json.loads(output.with_suffix(".json").read_text())["error"] == "no such model"

@@ -1,0 +1,135 @@
+"""Training prompts: in the evaluated form, and never of evaluated material."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.prepare import build_requests, load_tokenizer
+from pipeline.tasks import docstrings, humaneval, verbalized
+from pipeline.tasks.loading import load_task
+from pipeline.tasks.source import to_jsonl
+from pipeline.training_forms import ORIGINS, Forms, cut_written
+from pipeline.training_prompts import evaluated_ngrams, found_material, ngrams, overlaps, words
+from pipeline.training_sources import code_documents, docstring_documents, prose_documents
+
+ALPHABET = [chr(ord("a") + i) * 3 for i in range(26)]
+
+
+def origin_of(name: str):
+    return next(origin for origin in ORIGINS if origin.name == name)
+
+
+def write(folder: Path, documents: list[dict[str, str]]) -> Path:
+    folder.mkdir()
+    file = folder / "data.jsonl"
+    file.write_text(to_jsonl(documents), encoding="utf-8")
+    return file
+
+
+def test_thirteen_words_in_a_row_overlap_and_twelve_do_not(tmp_path: Path) -> None:
+    evaluated = evaluated_ngrams([write(tmp_path / "task", [{"text": " ".join(ALPHABET)}])])
+    assert overlaps("new words, " + ", ".join(ALPHABET[3:16]).upper() + "!", evaluated)
+    assert not overlaps("new words, " + ", ".join(ALPHABET[3:15]) + " end", evaluated)
+
+
+def test_a_short_document_overlaps_as_a_whole_only(tmp_path: Path) -> None:
+    evaluated = evaluated_ngrams([write(tmp_path / "task", [{"source": "one hundred and two"}])])
+    assert overlaps("One hundred and two.", evaluated)
+    assert not overlaps("one hundred and two euros", evaluated)
+
+
+def test_other_numbers_are_the_same_problem(tmp_path: Path) -> None:
+    problem = "Tom has {} apples and buys {} more, then he gives half of them to his sister"
+    evaluated = evaluated_ngrams([write(tmp_path / "task", [{"question": problem.format(3, 4)}])])
+    assert overlaps(problem.format(17, 250), evaluated)
+
+
+def test_ngrams_are_all_windows() -> None:
+    text = " ".join(random.Random(0).choices(ALPHABET, k=40))
+    assert ngrams(text) == {tuple(text.split()[i : i + 13]) for i in range(28)}
+    assert words("It's 3.5!") == ["it", "s", "0", "0"]
+    assert ngrams("...") == set()
+
+
+def test_what_could_not_be_had_is_not_evaluated_and_damage_is_told(tmp_path: Path) -> None:
+    file = write(tmp_path / "failed", [{"text": " ".join(ALPHABET)}])
+    (tmp_path / "failed" / "source.json").write_text(json.dumps({"error": "no network"}))
+    assert evaluated_ngrams([file]) == set()
+    damaged = write(tmp_path / "damaged", [])
+    damaged.write_text("{")
+    with pytest.raises(UserError, match=r"damaged.*data\.jsonl"):
+        evaluated_ngrams([damaged])
+
+
+def test_no_found_material_is_evaluated(tmp_path: Path) -> None:
+    """The sources themselves keep apart from the embedded tasks, before anything is dropped."""
+    evaluated = evaluated_ngrams(
+        [
+            write(tmp_path / "humaneval", list(humaneval.documents())),
+            write(tmp_path / "docstrings", docstrings.documents()),
+            write(tmp_path / "verbalized", verbalized.documents("test", 400, verbalized.SEED)),
+        ]
+    )
+    material = {
+        "code": code_documents(40),
+        "docstrings": docstring_documents(40),
+        "prose": prose_documents(40),
+        "verbalized": found_material("verbalized", 200, seed=0),
+    }
+    for name, texts in material.items():
+        offending = sum(overlaps(text, evaluated) for text in texts)
+        assert offending <= len(texts) // 20, f"{name}: {offending} of {len(texts)}"
+    assert not any(overlaps(text, evaluated) for text in material["verbalized"])
+
+
+def test_material_is_the_same_for_the_same_seed() -> None:
+    assert found_material("verbalized", 30, seed=3) == found_material("verbalized", 30, seed=3)
+    assert found_material("verbalized", 30, seed=3) != found_material("verbalized", 30, seed=4)
+
+
+def test_code_is_in_humanevals_form() -> None:
+    for prompt in code_documents(20):
+        assert prompt.startswith("def ")
+        assert prompt.endswith('"""')
+        compile(prompt + "\n    pass\n", "prompt", "exec")
+
+
+def test_written_material_is_cut_where_the_form_goes_on() -> None:
+    problem = cut_written(origin_of("gsm8k"), "Tom has 3 apples, how many?\nAnswer: 3", "<end>")
+    assert problem == "Tom has 3 apples, how many?"
+    assert cut_written(origin_of("wmt14"), "Das ist ein Satz.<end>mehr", "<end>") == "Das ist ein Satz."
+    assert cut_written(origin_of("wmt14"), "Satz.\n", "<end>") is None
+    code = 'def f(x):\n    """Return the smallest of the given numbers."""'
+    assert cut_written(origin_of("humaneval_written"), code + "\n    return min(x)", "<end>") == code
+    assert cut_written(origin_of("humaneval_written"), 'def f(x):\n    """Never ends', "<end>") is None
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["gsm8k", "cnn_dailymail", "wmt14", "multi30k", "humaneval", "docstrings"])
+def test_prompts_are_those_of_evaluation(smollm2: Path, tmp_path: Path, name: str) -> None:
+    tokenizer, config = load_tokenizer(smollm2)
+    origin, material = origin_of(name), "def f(x):\n    return x + 1 # a short text"
+    (request,) = Forms(tokenizer, config, max_new_tokens=16).of_task(origin, [material])
+    keys = {"target": "t", "summary": "s", "highlights": "h", "answer": "a", "canonical_solution": "c", "test": "t"}
+    data = write(tmp_path / "task", [{**keys, "task_id": "1", "entry_point": "f", origin.key: material}])
+    chat = name != "humaneval"
+    (wanted,) = build_requests(load_task(origin.task, data, 16), tokenizer, config, 1, 16, chat, "smollm2")
+    assert request["prompt_ids"] == wanted["prompt_ids"]
+    assert request["until"] == wanted["until"]
+
+
+@pytest.mark.model
+def test_a_form_broken_off_is_the_beginning_of_the_prompt(smollm2: Path) -> None:
+    tokenizer, config = load_tokenizer(smollm2)
+    forms = Forms(tokenizer, config, max_new_tokens=16)
+    for name in ("cnn_dailymail_written", "wmt14", "gsm8k", "chat"):
+        origin = origin_of(name)
+        ((prompt, start),) = forms.beginnings(origin, 1, random.Random(0))
+        (whole,) = forms.of_task(origin, [f"{start} and so on"])
+        assert whole["prompt"].startswith(prompt)
+        assert not prompt.endswith(" ")
