@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -51,6 +51,17 @@ class Drafter(Protocol):
 
         Called after prefill too, with the verdict on a tree of the prompt's last token alone.
         """
+
+
+@runtime_checkable
+class DrawsTokens(Protocol):
+    """A drafter that draws its tokens: from the generator that verification draws from.
+
+    Draws of its own that were a function of the text would draft the same for the same text, and skew what is emitted.
+    """
+
+    def draw_from(self, generator: torch.Generator | None) -> None:
+        """Draw from ``generator``; from a generator of its own where it is None."""
 
 
 class Verify(Protocol):
@@ -100,6 +111,8 @@ class SpeculativeDecoder:
         # Allocated before the clock starts, as a server's cache is before the request comes.
         cache = self._empty_cache(len(prompt_ids) + max_new_tokens)
         started = time.perf_counter()
+        if isinstance(self.drafter, DrawsTokens):
+            self.drafter.draw_from(generator)
         self.drafter.begin(prompt_ids)
         root = CandidateTree((prompt_ids[-1],), (-1,))
         first = self.target.prefill(cache, prompt_ids)

@@ -192,6 +192,23 @@ class TargetModel:
         logits = self.weights.head(hidden)
         return TreeOutput(logits[: tree.width], hidden[: tree.width])
 
+    @torch.inference_mode()
+    def read_each(self, caches: Sequence[KVCache], tokens: Sequence[int]) -> Float[Tensor, "b v"]:
+        """Read and commit one token of each of several texts; return the logits of what comes next in each.
+
+        For throughput over many texts, where :meth:`read` is for speed in one.
+        """
+        for cache in caches:
+            cache.check_room(1)
+        if self._native is None:
+            trees = [CandidateTree((token,), (-1,)) for token in tokens]
+            logits = torch.cat([self.read(cache, tree).logits for cache, tree in zip(caches, trees, strict=True)])
+        else:
+            _, logits = self._native.forward_each(caches, tokens)
+        for cache in caches:
+            cache.keep([0])
+        return logits
+
     def _mask(self, cache: KVCache, tree: CandidateTree, padding: int) -> Float[Tensor, "gw capacity"]:
         width = tree.width + padding
         visible = torch.zeros(width, cache.capacity, dtype=torch.bool)

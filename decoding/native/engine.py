@@ -13,7 +13,7 @@ from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -85,7 +85,8 @@ class _Model(Structure):
 class _Batch(Structure):
     _fields_ = (
         *((name, c_int64) for name in ("width", "length", "capacity")),
-        *((name, c_void_p) for name in ("tokens", "positions", "parents", "cache", "scratch", "hidden")),
+        *((name, c_void_p) for name in ("tokens", "positions", "parents")),
+        *((name, c_void_p) for name in ("cache", "caches", "lengths", "scratch", "hidden")),
         ("first_logit_row", c_int64),
         ("logits", c_void_p),
     )
@@ -154,27 +155,40 @@ class NativeEngine:
         Returns:
             Last hidden states, normalised, and logits of the rows from ``first_logit_row`` on, both float32.
         """
-        width = len(tokens)
         numbers = torch.tensor([tokens, positions, parents], dtype=torch.int64)
+        return self._run(numbers, _Batch(cache=cache.buffer.data_ptr(), length=cache.length), cache, first_logit_row)
+
+    def forward_each(
+        self, caches: Sequence[KVCache], tokens: Sequence[int]
+    ) -> tuple[Float[Tensor, "w d"], Float[Tensor, "w v"]]:
+        """Run one token of each of ``w`` texts through the model, writing its key and value behind the text's own.
+
+        The numbers are those of :meth:`forward` on each alone, bit for bit.
+
+        Raises:
+            ValueError: the caches differ in capacity.
+        """
+        if len({cache.capacity for cache in caches}) > 1:
+            raise ValueError(f"caches of different capacities: {sorted({cache.capacity for cache in caches})}")
+        lengths = [cache.length for cache in caches]
+        numbers = torch.tensor([tokens, lengths, lengths], dtype=torch.int64)
+        pointers = torch.tensor([cache.buffer.data_ptr() for cache in caches], dtype=torch.int64)
+        batch = _Batch(caches=pointers.data_ptr(), lengths=numbers[1].data_ptr())
+        return self._run(numbers, batch, caches[0], first_logit_row=0)
+
+    def _run(
+        self, numbers: Int[Tensor, "3 w"], batch: _Batch, cache: KVCache, first_logit_row: int
+    ) -> tuple[Float[Tensor, "w d"], Float[Tensor, "w2 v"]]:
+        """Complete ``batch`` and call the compiled code; ``numbers`` are tokens, positions and parents."""
+        width = numbers.shape[1]
         hidden = torch.empty(width, self._model.hidden)
         logits = torch.empty(width - first_logit_row, self._model.head.n)
         needed = self._library.scratch_floats(byref(self._model), c_int64(width))
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed)
-        start = numbers.data_ptr()
-        batch = _Batch(
-            width,
-            cache.length,
-            cache.capacity,
-            start,
-            start + 8 * width,
-            start + 16 * width,
-            cache.buffer.data_ptr(),
-            self._scratch.data_ptr(),
-            hidden.data_ptr(),
-            first_logit_row,
-            logits.data_ptr(),
-        )
+        batch.width, batch.capacity, batch.first_logit_row = width, cache.capacity, first_logit_row
+        batch.tokens, batch.positions, batch.parents = (row.data_ptr() for row in numbers)
+        batch.scratch, batch.hidden, batch.logits = (x.data_ptr() for x in (self._scratch, hidden, logits))
         self._forward(byref(self._model), byref(batch))
         return hidden, logits
 

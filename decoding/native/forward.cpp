@@ -50,8 +50,11 @@ struct Model {
 
 struct Batch {
     int64_t width, length, capacity;
-    const int64_t *tokens, *positions, *parents;  // parents: -1 for the root, or where everything before is seen
+    const int64_t *tokens, *positions, *parents;  // parents: -1 for the root
     void* cache;
+    // Or each row its own text: caches [width] of one capacity, lengths [width]; parents are then not read.
+    void** caches;
+    const int64_t* lengths;
     float* scratch;          // see scratch_floats
     float* hidden;           // [width, d] out, normalised
     int64_t first_logit_row;  // logits of the rows from here on
@@ -68,6 +71,7 @@ struct Sight {
 };
 
 std::vector<Sight> sights(const Batch& b) {
+    if (b.caches) return std::vector<Sight>(b.width, {1, {}});
     std::vector<Sight> found(b.width);
     for (int64_t w = 0; w < b.width; w++) {
         const int64_t parent = b.parents[w];
@@ -104,11 +108,16 @@ struct Run {
         sight = sights(b);
     }
 
-    T* keys(int layer, int head) const {
-        return static_cast<T*>(b.cache) + ((int64_t(layer) * 2) * m.kv_heads + head) * b.capacity * m.head_dim;
+    // Where row w's keys and values are written, and how many committed ones it sees.
+    int64_t slot(int64_t w) const { return b.caches ? b.lengths[w] : b.length + w; }
+    int64_t length(int64_t w) const { return b.caches ? b.lengths[w] : b.length; }
+
+    T* keys(int layer, int head, int64_t w) const {
+        T* cache = static_cast<T*>(b.caches ? b.caches[w] : b.cache);
+        return cache + ((int64_t(layer) * 2) * m.kv_heads + head) * b.capacity * m.head_dim;
     }
-    T* values(int layer, int head) const {
-        return static_cast<T*>(b.cache) + ((int64_t(layer) * 2 + 1) * m.kv_heads + head) * b.capacity * m.head_dim;
+    T* values(int layer, int head, int64_t w) const {
+        return keys(layer, head, w) + m.kv_heads * b.capacity * m.head_dim;
     }
 
     // The part of [0, count) that is this thread's.
@@ -194,20 +203,20 @@ struct Run {
         const auto [from, to] = share(b.width * m.kv_heads);
         std::vector<float> key_row(m.head_dim);
         for (int64_t item = from; item < to; item++) {
-            const int64_t w = item / m.kv_heads, head = item % m.kv_heads, row = (b.length + w) * m.head_dim;
+            const int64_t w = item / m.kv_heads, head = item % m.kv_heads, row = slot(w) * m.head_dim;
             const float* key = qkv + w * qkv_width + (m.heads + head) * m.head_dim;
             const float* value = key + m.kv_heads * m.head_dim;
             rotate(key, layer.key_norm, b.positions[w], key_row.data());
             // A cache row is a packed row that is alone in its block.
-            Packed<T>{keys(index, int(head)) + row, 1, m.head_dim}.write(0, 0, key_row.data(), m.head_dim);
-            Packed<T>{values(index, int(head)) + row, 1, m.head_dim}.write(0, 0, value, m.head_dim);
+            Packed<T>{keys(index, int(head), w) + row, 1, m.head_dim}.write(0, 0, key_row.data(), m.head_dim);
+            Packed<T>{values(index, int(head), w) + row, 1, m.head_dim}.write(0, 0, value, m.head_dim);
         }
     }
 
     // Attention of all rows; what it gives is the input of the output projection. Work is shared out in pieces of some
     // rows and one key head, whose keys are laid out once for all the queries of the piece.
     void attend(const Layer& layer, int index) {
-        const int64_t group = m.heads / m.kv_heads, rows = std::max<int64_t>(1, 48 / group);
+        const int64_t group = m.heads / m.kv_heads, rows = b.caches ? 1 : std::max<int64_t>(1, 48 / group);
         const int64_t pieces = (b.width + rows - 1) / rows;
         const auto [from, to] = share(pieces * m.kv_heads);
         for (int64_t item = from; item < to; item++) {
@@ -221,7 +230,7 @@ struct Run {
         const int64_t group = m.heads / m.kv_heads, queries = (last - first) * group, dim = m.head_dim;
         int64_t end = 0;  // one past the last row of the cache that a query sees
         for (int64_t w = first; w < last; w++)
-            end = std::max(end, b.length + (sight[w].others.empty() ? sight[w].leading : w + 1));
+            end = std::max(end, length(w) + (sight[w].others.empty() ? sight[w].leading : w + 1));
         const int64_t blocks = (end + LANES - 1) / LANES, stride = blocks * LANES;
         memory.resize(queries * (stride + 2 * dim) + 2 * LANES * dim);
         float* scores = memory.data();                                     // [queries, stride]
@@ -235,7 +244,7 @@ struct Run {
             query.write(q, 0, sums, dim);
         }
         for (int64_t at = 0; at < blocks; at++) {
-            lay_out(keys(index, head) + at * LANES * dim, int(std::min<int64_t>(LANES, end - at * LANES)), block);
+            lay_out(keys(index, head, first) + at * LANES * dim, int(std::min<int64_t>(LANES, end - at * LANES)), block);
             for (int64_t q = 0; q < queries; q += ROWS) {
                 Floats found[ROWS];
                 const int some = int(std::min<int64_t>(ROWS, queries - q));
@@ -246,8 +255,8 @@ struct Run {
         for (int64_t q = 0; q < queries; q++) {
             const Sight& seen = sight[first + q / group];
             float* row = scores + q * stride;
-            int64_t count = b.length + seen.leading;
-            for (const int32_t other : seen.others) row[count++] = row[b.length + other];
+            int64_t count = length(first) + seen.leading;
+            for (const int32_t other : seen.others) row[count++] = row[length(first) + other];
             soften(row, count);
         }
         add_values(index, head, first, queries, stride, scores, block, sums);
@@ -292,15 +301,16 @@ struct Run {
     void add_values(int index, int head, int64_t first, int64_t queries, int64_t stride, const float* scores, float* block,
                     float* sums) const {
         const int64_t dim = m.head_dim, group = m.heads / m.kv_heads;
-        const T* rows = values(index, head);
+        const T* rows = values(index, head, first);
+        const int64_t before = length(first);
         std::fill(sums, sums + queries * dim, 0.0f);
         int64_t most = 0;
-        for (int64_t q = 0; q < queries; q++) most = std::max(most, b.length + sight[first + q / group].leading);
+        for (int64_t q = 0; q < queries; q++) most = std::max(most, before + sight[first + q / group].leading);
         for (int64_t at = 0; at < most; at += LANES) {
             const int64_t filled = std::min<int64_t>(LANES, most - at);
             for (int64_t i = 0; i < filled * dim; i++) block[i] = widen(rows[at * dim + i]);
             const auto count = [&](int64_t q) {
-                return std::clamp<int64_t>(b.length + sight[first + q / group].leading - at, 0, filled);
+                return std::clamp<int64_t>(before + sight[first + q / group].leading - at, 0, filled);
             };
             for (int64_t q = 0; q < queries; q++) {
                 const float* weights = scores + q * stride + at;
@@ -316,9 +326,9 @@ struct Run {
         }
         for (int64_t q = 0; q < queries; q++) {
             const Sight& seen = sight[first + q / group];
-            int64_t at = b.length + seen.leading;
+            int64_t at = before + seen.leading;
             for (const int32_t other : seen.others) {
-                for (int64_t i = 0; i < dim; i++) block[i] = widen(rows[(b.length + other) * dim + i]);
+                for (int64_t i = 0; i < dim; i++) block[i] = widen(rows[(before + other) * dim + i]);
                 add_weighted<1>(block, scores + q * stride + at++, stride, 1, sums + q * dim);
             }
         }

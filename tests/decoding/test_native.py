@@ -191,3 +191,19 @@ def test_without_instructions_for_bfloat16_the_numbers_are_the_same_to_rounding(
         monkeypatch.undo()
         build.load_library.cache_clear()
     torch.testing.assert_close(generic, ours, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_token_of_each_of_several_texts_has_the_bits_of_each_text_alone(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_model(tmp_path)
+    target = load(tmp_path, dtype)
+    caches = [target.new_cache(256) for _ in range(21)]
+    alone = []
+    for number, cache in enumerate(caches):
+        target.prefill(cache, PROMPT[: 1 + number])
+        alone.append(target.read(cache, CandidateTree((number + 3,), (-1,))).logits[0])
+    logits = target.read_each(caches, range(3, 24))
+    assert torch.equal(logits, torch.stack(alone))
+    assert [cache.length for cache in caches] == list(range(2, 23))
+    with pytest.raises(ValueError, match=r"different capacities: \[256, 512\]"):
+        target.read_each([caches[0], target.new_cache(512)], [3, 4])
