@@ -30,6 +30,7 @@ from torch import Tensor
 from baselines.medusa_heads import DecodingHeads, HeadsRecord, check_fits, load_heads
 from baselines.medusa_tree import Shape, fit_paths, grow, shape_of
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
+from decoding.ranking import most_likely
 
 TOP_CHOICES = 10  # choices of a head that a dynamic tree may take, as in Medusa
 
@@ -62,7 +63,13 @@ class MedusaDrafter:
             if self.num_choices > len(shortlist):
                 raise ValueError(f"tree: names choice {max(shape.ranks)} of a shortlist of {len(shortlist)} tokens")
         self.max_width = self.num_nodes + 1
+        self.node_probabilities: Sequence[float] | None = None
         self._hidden: Float[Tensor, " d"] | None = None
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of the heads, which each draft reads."""
+        return self.heads.weight_bytes
 
     @classmethod
     def from_target(
@@ -109,22 +116,21 @@ class MedusaDrafter:
 
     def propose(self, context: Sequence[int]) -> CandidateTree:
         """Return the tree of the heads' choices; the root alone if no hidden state has been seen."""
+        self.node_probabilities = None
         if self._hidden is None:
             return CandidateTree((context[-1],), (-1,))
         choices, chances = self._choices(self._hidden)
         shape = grow(chances, self.num_nodes) if self.shape is None else self.shape
+        if self.shape is None:
+            self.node_probabilities = (1.0, *(chances[h][r] for h, r in zip(shape.heads, shape.ranks, strict=True)))
         tokens = [self.shortlist[choices[head][rank]] for head, rank in zip(shape.heads, shape.ranks, strict=True)]
         return CandidateTree((context[-1], *tokens), shape.parents)
 
     @torch.inference_mode()
     def _choices(self, hidden: Float[Tensor, " d"]) -> tuple[list[list[int]], list[list[float]]]:
         """Return the rows of each head's top choices and, for a dynamic tree, their probabilities."""
-        logits = self.heads(hidden).float()
-        top = logits.topk(self.num_choices, dim=-1)
-        if self.shape is not None:
-            return top.indices.tolist(), []
-        chances = (top.values - logits.logsumexp(-1, keepdim=True)).exp()
-        return top.indices.tolist(), chances.tolist()
+        top = most_likely(self.heads(hidden).float(), self.num_choices)
+        return top.ids.tolist(), [] if self.shape is not None else top.log_probabilities.exp().tolist()
 
 
 def choose_shape(

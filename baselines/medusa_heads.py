@@ -117,13 +117,16 @@ class DecodingHeads:
         count = heads.num_heads if num_heads is None else num_heads
         if not 1 <= count <= heads.num_heads:
             raise ValueError(f"num_heads must be between 1 and {heads.num_heads}, the heads trained, not {num_heads}")
-        self.num_heads = count
+        self.num_heads, self.dtype = count, dtype
         weight, bias = heads.residual_weight.detach()[:count], heads.residual_bias.detach()[:count]
         self.residual = make_linear(weight.flatten(0, 1).to(device, dtype), bias.flatten().to(device, dtype))
         self.outputs = [make_linear(rows.to(device, dtype)) for rows in heads.output_weight.detach()[:count]]
+        numbers = weight.numel() + bias.numel() + heads.output_weight[:count].numel()
+        self.weight_bytes = numbers * torch.empty(0, dtype=dtype).element_size()
 
     def __call__(self, hidden: Float[Tensor, " d"]) -> Float[Tensor, "k s"]:
         """Return the logits of every head for one hidden state."""
+        hidden = hidden.to(self.dtype)
         states = hidden + F.silu(self.residual(hidden[None])).view(self.num_heads, -1)
         return torch.cat([output(states[k : k + 1]) for k, output in enumerate(self.outputs)])
 

@@ -96,6 +96,11 @@ class OuroborosDrafter:
         self._chain: list[int] = []  # nodes of the root and the draft
         self._suffixes: list[tuple[Phrase, list[int]]] = []  # each with its nodes, as many as fitted
 
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of the draft model that one of its forward passes reads."""
+        return self.draft.model.weights.weight_bytes
+
     @classmethod
     def from_target(
         cls,

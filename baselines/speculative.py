@@ -83,6 +83,11 @@ class SpeculativeDrafter:
         self._own_generator = torch.Generator().manual_seed(0)
         self._generator = self._own_generator
 
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of the draft model that one of its forward passes reads."""
+        return self.draft.model.weights.weight_bytes
+
     @classmethod
     def from_target(
         cls,

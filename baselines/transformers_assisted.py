@@ -95,6 +95,13 @@ class TransformersAssisted(TransformersGreedy):
         return super().from_pretrained(folder, dtype=dtype, device=device, sampling=sampling, **options)
 
     @property
+    def part_bytes(self) -> int:
+        """Bytes of the draft model that one of its forward passes reads: all but untied input embeddings."""
+        sizes = {name: parameter.nbytes for name, parameter in self.assistant.named_parameters()}
+        untied = [size for name, size in sizes.items() if "embed_tokens" in name and "lm_head.weight" in sizes]
+        return sum(sizes.values()) - sum(untied)
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """What ``generate`` is called with, beyond the prompt and the limits."""
         return super().arguments | {"assistant_model": self.assistant}

@@ -93,6 +93,11 @@ class UnionDrafter:
         self._root: _Candidate | None = None
         self._proposed: dict[str, CandidateTree] = {}
 
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of the trained parts of all drafters."""
+        return sum(getattr(drafter, "part_bytes", 0) for drafter in self.drafters.values())
+
     @classmethod
     def from_target(
         cls,
