@@ -193,8 +193,8 @@ class TargetModel:
         return TreeOutput(logits[: tree.width], hidden[: tree.width])
 
     @torch.inference_mode()
-    def read_each(self, caches: Sequence[KVCache], tokens: Sequence[int]) -> Float[Tensor, "b v"]:
-        """Read and commit one token of each of several texts; return the logits of what comes next in each.
+    def read_each(self, caches: Sequence[KVCache], tokens: Sequence[int]) -> TreeOutput:
+        """Read and commit one token of each of several texts; row i says what comes next in text i.
 
         For throughput over many texts, where :meth:`read` is for speed in one.
         """
@@ -202,12 +202,13 @@ class TargetModel:
             cache.check_room(1)
         if self._native is None:
             trees = [CandidateTree((token,), (-1,)) for token in tokens]
-            logits = torch.cat([self.read(cache, tree).logits for cache, tree in zip(caches, trees, strict=True)])
+            outputs = [self.read(cache, tree) for cache, tree in zip(caches, trees, strict=True)]
+            logits, hidden = (torch.cat(rows) for rows in zip(*outputs, strict=True))
         else:
-            _, logits = self._native.forward_each(caches, tokens)
+            hidden, logits = self._native.forward_each(caches, tokens)
         for cache in caches:
             cache.keep([0])
-        return logits
+        return TreeOutput(logits, hidden)
 
     def _mask(self, cache: KVCache, tree: CandidateTree, padding: int) -> Float[Tensor, "gw capacity"]:
         width = tree.width + padding

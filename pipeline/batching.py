@@ -26,6 +26,7 @@ from decoding import CandidateTree, TargetModel
 from decoding.cache import KVCache
 from decoding.ranking import choices, most_likely
 from decoding.stopping import Ending
+from decoding.target import TreeOutput
 
 MOST_ROWS = 48
 # The nucleus is looked for among so many tokens: sorting the whole vocabulary would cost more than a forward pass.
@@ -41,10 +42,14 @@ class Job:
 
 
 class Answer(NamedTuple):
-    """The tokens of an answer; ``finished`` if it ended by itself and not at the limit."""
+    """The ``n`` tokens of an answer; ``finished`` if it ended by itself and not at the limit.
+
+    ``states`` are the target's last hidden states, the head's input, at which each token was chosen.
+    """
 
     ids: list[int]
     finished: bool
+    states: Float[Tensor, "n d"]
 
 
 @dataclass(frozen=True)
@@ -81,21 +86,22 @@ class _Row:
         self.prompt: tuple[int, ...] = ()
         self.job = -1
         self.text: list[int] = []
+        self.states: list[Tensor] = []
 
-    def begin(self, target: TargetModel, number: int, prompt: tuple[int, ...], others: Sequence[_Row]) -> Tensor:
-        """Read a prompt, all but what another place has read already; return the logits of the first token."""
+    def begin(self, target: TargetModel, number: int, prompt: tuple[int, ...], others: Sequence[_Row]) -> TreeOutput:
+        """Read a prompt, all but what another place has read already; return what comes first, a row."""
         donor = max(others, key=lambda row: common(row.prompt, prompt))
         shared = min(common(donor.prompt, prompt), len(prompt) - 1)
         if donor is not self:
             self.cache.buffer[:, :, :, :shared] = donor.cache.buffer[:, :, :, :shared]
-        self.job, self.prompt, self.text = number, prompt, []
+        self.job, self.prompt, self.text, self.states = number, prompt, [], []
         self.cache.length = shared
         if shared == 0:
-            return target.prefill(self.cache, prompt).logits[0]
+            return target.prefill(self.cache, prompt)
         rest = prompt[shared:]
-        logits = target.read(self.cache, CandidateTree.chain(rest[0], rest[1:])).logits[-1]
+        output = target.read(self.cache, CandidateTree.chain(rest[0], rest[1:]))
         self.cache.keep(range(len(rest)))
-        return logits
+        return TreeOutput(output.logits[-1:], output.hidden[-1:])
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -120,26 +126,33 @@ def answer(
         while free and (following := next(waiting, None)) is not None:
             number, job = following
             row = free.pop()
-            token = choose(row.begin(target, number, job.prompt_ids, rows)[None], draw, generator)[0]
-            _place(row, token, jobs, answers, live, free)
+            first = row.begin(target, number, job.prompt_ids, rows)
+            _place(row, choose(first.logits, draw, generator)[0], first.hidden[0], jobs, answers, live, free)
         if not live:
             return [answers[number] for number in range(len(jobs))]
-        logits = target.read_each([row.cache for row in live], [row.text[-1] for row in live])
-        tokens = choose(logits, draw, generator)
+        output = target.read_each([row.cache for row in live], [row.text[-1] for row in live])
+        tokens = choose(output.logits, draw, generator)
         before, live = live, []
-        for row, token in zip(before, tokens, strict=True):
-            _place(row, token, jobs, answers, live, free)
+        for row, token, state in zip(before, tokens, output.hidden, strict=True):
+            _place(row, token, state, jobs, answers, live, free)
 
 
 def _place(
-    row: _Row, token: int, jobs: Sequence[Job], answers: dict[int, Answer], live: list[_Row], free: list[_Row]
+    row: _Row,
+    token: int,
+    state: Float[Tensor, " d"],
+    jobs: Sequence[Job],
+    answers: dict[int, Answer],
+    live: list[_Row],
+    free: list[_Row],
 ) -> None:
-    """Append a token to the text of ``row``, which then goes on or ends."""
+    """Append a token, and the state it was chosen at, to the text of ``row``, which then goes on or ends."""
     row.text.append(token)
+    row.states.append(state.to(row.cache.buffer.dtype))
     ending = jobs[row.job].ending
     cut = ending.check(row.text, len(row.text) - 1)
     if cut.ended or cut.kept == ending.max_new_tokens:
-        answers[row.job] = Answer(row.text, cut.ended)
+        answers[row.job] = Answer(row.text, cut.ended, torch.stack(row.states))
         free.append(row)
     else:
         live.append(row)

@@ -156,7 +156,7 @@ class TrainingSettings(Section):
     """The recipe of the trained parts, by ``name``; ``num_tokens`` is how much text the target writes for it."""
 
     name: Name = "default"
-    num_tokens: Positive = 200_000
+    num_tokens: Positive = 100_000
     max_new_tokens: Positive = 192
     temperature: Temperature = 0.0
     batch_size: Positive = 64

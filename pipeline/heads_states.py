@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from pipeline.errors import UserError
+from pipeline.selfgen import load_states
 
 TOKENS_A_BATCH = 4096  # of the target's forward passes
 IGNORED = -100  # what cross-entropy leaves out
@@ -93,6 +94,22 @@ def hidden_states(model: PreTrainedModel, pairs: list[Pair]) -> Float[Tensor, "n
             start = len(pairs[i][0]) - 1
             found[i] = states[row, start : start + len(pairs[i][1]) - 1].cpu().clone()
     return torch.cat([found[i] for i in range(len(pairs))])
+
+
+def kept_or_read(model: PreTrainedModel, pairs: list[Pair], kept: Path) -> Float[Tensor, "n d"]:
+    """Return what :func:`hidden_states` returns, reading only the texts whose states are not in the folder ``kept``.
+
+    Those that ``pipeline.selfgen`` kept are the engine's own, of when it wrote the text.
+    """
+    found = [load_states(kept, prompt) for prompt, _ in pairs]
+    lengths = [0 if states is None else len(states) for states in found]
+    missing = [i for i, (_, output) in enumerate(pairs) if lengths[i] < len(output)]
+    if missing:
+        read = hidden_states(model, [pairs[i] for i in missing])
+        for i, states in zip(missing, torch.split(read, [len(pairs[i][1]) - 1 for i in missing]), strict=True):
+            found[i] = states
+    states = [states for states in found if states is not None]
+    return torch.cat([state[: len(output) - 1] for state, (_, output) in zip(states, pairs, strict=True)])
 
 
 class States(Dataset[dict[str, Tensor]]):

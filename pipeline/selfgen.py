@@ -21,11 +21,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, command, tell
-from pipeline.files import atomic_write, sha256_of
+from pipeline.files import atomic_path, atomic_write, sha256_of
 from pipeline.tasks.source import to_jsonl
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VALIDATION_PER_MILLE = 50
 # How many batches' worth of prompts are sorted by length together.
@@ -59,6 +62,23 @@ def batches(prompts: Iterable[Row], size: int, seed: int) -> list[list[Row]]:
         # Batch i of n is due when the share (i + 1/2) / n of all is done.
         placed += [((number + 0.5) / len(cut), source, batch) for number, batch in enumerate(cut)]
     return [batch for _, _, batch in sorted(placed, key=lambda item: item[:2])]
+
+
+def save_states(folder: Path, key: str, states: Tensor) -> None:
+    """Keep the hidden states of an answer, ``[n, d]``: heads learn from them without reading the text again."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    with atomic_path(folder / f"{key}.safetensors") as temporary:
+        save_file({"states": states}, temporary)
+
+
+def load_states(folder: Path, prompt_ids: Sequence[int]) -> Tensor | None:
+    """Return the hidden states at which an answer's tokens were chosen, ``[n, d]``, or None if they were not kept."""
+    from safetensors.torch import load_file
+
+    file = folder / f"{prompt_hash(prompt_ids)}.safetensors"
+    return load_file(file)["states"] if file.is_file() else None
 
 
 class Journal:
@@ -115,6 +135,8 @@ def answered(
             ]
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             found = answer(shared_model(model_dir), jobs, Draw(temperature), generator)
+            for key, text in zip(filter(lambda key: key not in journal.answers, keys), found, strict=True):
+                save_states(journal.path.parent / "states", key, text.states)
             journal.append(
                 [
                     {"prompt": prompt_hash(row["prompt_ids"]), "output_ids": text.ids, "finished": text.finished}

@@ -1,7 +1,8 @@
 """Rule: train Medusa heads for a target on text that the target itself generated (Medusa-1: the target is frozen).
 
-Since the target does not change, its last hidden states over the text are computed once, in bfloat16, and the heads
-are all that is trained: head k on the token k + 2 places after the state, with cross-entropy weighted 0.8^k (Cai et al.
+Since the target does not change, its last hidden states over the text are had once, in bfloat16 (they are those that
+``pipeline.selfgen`` kept when it wrote the text; where there are none, the text is read), and the heads are all that is
+trained: head k on the token k + 2 places after the state, with cross-entropy weighted 0.8^k (Cai et al.
 2024, section 2.2.1). Only tokens that the target generated are learned, and only the most frequent ones have output
 rows; those start from the target's own head. What is measured on the validation part, how often choice i of head k is
 right, goes into ``heads.json`` together with the tree fitted to it. By hand::
@@ -36,7 +37,7 @@ from baselines.medusa_heads import HeadsRecord, MedusaHeads, rows_of, save_heads
 from baselines.medusa_tree import fit_paths
 from pipeline.errors import UserError, command, tell
 from pipeline.files import atomic_path, atomic_write, sha256_of, sha256_of_all
-from pipeline.heads_states import IGNORED, Pair, States, choose_shortlist, hidden_states, labels_of, read_text
+from pipeline.heads_states import IGNORED, Pair, States, choose_shortlist, kept_or_read, labels_of, read_text
 from pipeline.prepare import check_source
 
 HEAD_DECAY = 0.8  # loss weight of each head relative to the one before it, as in the paper
@@ -155,7 +156,7 @@ def prepare_work(work: Path, settings: Settings, model_dir: Path, text: Path) ->
 
 
 def read_target(
-    model_dir: Path, pairs: dict[str, list[Pair]], shortlist: list[int], work: Path
+    model_dir: Path, pairs: dict[str, list[Pair]], shortlist: list[int], work: Path, kept: Path
 ) -> dict[str, Tensor]:
     """Return the hidden states of both splits and the shortlist's rows of the target's head, read once and kept."""
     file = work / "states.safetensors"
@@ -167,8 +168,8 @@ def read_target(
             model.cuda()  # type: ignore[call-arg]
         states = {}
         for split, texts in pairs.items():
-            say(f"reading {sum(len(p) + len(o) for p, o in texts)} tokens of {split} text with the target")
-            states[split] = hidden_states(model, texts)
+            say(f"the target's states over {sum(len(output) for _, output in texts)} tokens of {split} text")
+            states[split] = kept_or_read(model, texts, kept)
         head = model.get_output_embeddings().weight.detach().cpu()  # type: ignore[no-untyped-call]
         with atomic_path(file) as temporary:
             save_file({**states, "head": head[shortlist].clone(), "vocabulary": torch.tensor(len(head))}, temporary)
@@ -188,7 +189,7 @@ def train_heads(model_dir: Path, text: Path, output: Path, settings: Settings) -
     shortlist = choose_shortlist(pairs["train"], settings.shortlist_size)
     work = output.with_name(f".{output.name}.partial")
     prepare_work(work, settings, model_dir, text)
-    target = read_target(model_dir, pairs, shortlist, work)
+    target = read_target(model_dir, pairs, shortlist, work, text.parent / "states")
     rows = torch.tensor(rows_of(shortlist, int(target["vocabulary"])))
     set_seed(settings.seed)
     heads = MedusaHeads(settings.num_heads, target["head"].shape[1], len(shortlist))

@@ -66,8 +66,7 @@ class Origin:
 ORIGINS = (
     Origin("humaneval", 0.12, 120, "prompt"),
     Origin("humaneval", 0.16, 120, "prompt", written_tokens=64, stops=('"""',)),
-    Origin("gsm_symbolic", 0.06, 110, "question"),
-    Origin("gsm8k", 0.15, 110, "question", written_tokens=90, stops=("\nAnswer", "\n")),
+    Origin("gsm8k", 0.21, 110, "question", written_tokens=90, stops=("\nAnswer", "\n")),
     Origin("cnn_dailymail", 0.09, 70, "article"),
     Origin("cnn_dailymail", 0.09, 70, "article", written_tokens=160, stops=("\n\nSumm",)),
     Origin("wmt14", 0.13, 40, "source", written_tokens=48, stops=("\n",)),

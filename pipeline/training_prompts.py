@@ -2,15 +2,17 @@ r"""Rule: prompts for training text, in the evaluated tasks' own form but outsid
 
 A draft model is to agree with the target on the texts that are timed, so its training text answers prompts of the same
 form: chat template, few-shot examples and instructions come through the same task YAMLs and ``pipeline.prepare``. Only
-the material in the form is ours: problems from reasoning-gym with another seed, verbalised pairs of the train split,
-functions and prose of installed packages, and what the target itself writes when the form is broken off where its
-material would begin (Magpie: Xu et al. 2024): an article, a sentence, a problem, a function's signature and docstring.
+the material in the form is ours: verbalised pairs of the train split, functions and prose of installed packages, and
+what the target itself writes when the form is broken off where its material would begin (Magpie: Xu et al. 2024): an
+article, a sentence, a word problem, a function's signature and docstring. GSM-Symbolic with another seed would not do:
+its templates are the evaluated problems of GSM8K.
 
-Material that shares 13 words in a row with an evaluated document (Brown et al. 2020, appendix C; here all numbers count
-as the same word), or that is the whole of a shorter one, is dropped and counted. By hand::
+Material that shares 13 words in a row with a document of an embedded task (Brown et al. 2020, appendix C; here all
+numbers count as the same word), or that is the whole of a shorter one, is dropped and counted. The tasks that a profile
+reads from files are held against the prompts by ``pipeline.training_overlap``. By hand::
 
-    python -m pipeline.training_prompts --model results/models/smollm2-135m --evaluated results/tasks/*/data.jsonl \
-        --num-tokens 200000 --max-new-tokens 192 --seed 0 --output results/parts/smollm2-135m/default/prompts.jsonl
+    python -m pipeline.training_prompts --model results/models/smollm2-135m --num-tokens 100000 --max-new-tokens 192 \
+        --seed 0 --output results/parts/smollm2-135m/default/prompts.jsonl
 """
 
 from __future__ import annotations
@@ -19,16 +21,18 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.dataset import from_embedded
 from pipeline.errors import UserError, command, tell
 from pipeline.files import atomic_write
-from pipeline.prepare import check_source, load_tokenizer
+from pipeline.prepare import load_tokenizer
+from pipeline.registry import TASKS
 from pipeline.tasks.source import to_jsonl
 from pipeline.training_forms import ORIGINS, Forms, Origin, written_material
-from pipeline.training_sources import code_documents, docstring_documents, math_documents, prose_documents
+from pipeline.training_sources import code_documents, docstring_documents, prose_documents
 
 NGRAM = 13
 
@@ -44,29 +48,19 @@ def ngrams(text: str) -> set[tuple[str, ...]]:
     return {tuple(found[i : i + NGRAM]) for i in range(max(1, len(found) - NGRAM + 1))} if found else set()
 
 
-def evaluated_ngrams(files: Iterable[Path]) -> set[tuple[str, ...]]:
-    """Return the n-grams of every text of every document in ``files``.
+def ngrams_of(documents: Iterable[Mapping[str, Any]]) -> set[tuple[str, ...]]:
+    """Return the n-grams of every text of every document."""
+    return {ngram for document in documents for text in document.values() for ngram in ngrams(str(text))}
 
-    Raises:
-        UserError: a file cannot be read.
-    """
-    found: set[tuple[str, ...]] = set()
-    for file in files:
-        try:
-            check_source(file.parent)
-        except UserError:
-            continue  # no documents could be had, so none is evaluated
-        try:
-            for line in file.read_text(encoding="utf-8").split("\n"):
-                for text in (json.loads(line) if line else {}).values():
-                    found |= ngrams(str(text))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read: {error}") from None
-    return found
+
+def embedded_ngrams() -> set[tuple[str, ...]]:
+    """Return the n-grams of the documents of every task that needs no file and no hub."""
+    embedded = [task for task, entry in TASKS.items() if "embedded" in entry.origins]
+    return set().union(*(ngrams_of(from_embedded(task)[0]) for task in embedded))
 
 
 def overlaps(material: str, evaluated: Collection[tuple[str, ...]]) -> bool:
-    """Whether ``material`` shares a run of words with an evaluated document, as in ``evaluated_ngrams``."""
+    """Whether ``material`` shares a run of words with an evaluated document."""
     return any(ngram in evaluated for ngram in ngrams(material))
 
 
@@ -77,8 +71,6 @@ def found_material(task: str, count: int, seed: int) -> list[str]:
     rng = random.Random(f"{seed} {task}")
     if task == "verbalized":
         material = [document["source"] for document in verbalized.documents("train", count, rng.randrange(2**31))]
-    elif task == "gsm_symbolic":
-        material = math_documents(10 * count, rng.randrange(2**31))
     else:
         find = {"docstrings": docstring_documents, "humaneval": code_documents, "cnn_dailymail": prose_documents}[task]
         material = find(2 * count)
@@ -126,7 +118,6 @@ def main() -> None:
     """Write the prompts, and beside them how many there are."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.training_prompts", description="Write training prompts.")
     parser.add_argument("--model", type=Path, required=True, help="model folder")
-    parser.add_argument("--evaluated", type=Path, nargs="*", default=[], help="data.jsonl of every evaluated task")
     parser.add_argument("--num-tokens", type=int, required=True, help="output tokens that the prompts suffice for")
     parser.add_argument("--max-new-tokens", type=int, default=192)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -137,11 +128,11 @@ def main() -> None:
     )
     given = parser.parse_args()
 
-    record: dict[str, Any] = {"evaluated": [*map(str, given.evaluated)], "seed": given.seed}
+    record: dict[str, Any] = {"seed": given.seed}
     try:
         rows, counts = training_prompts(
             given.model,
-            evaluated_ngrams(given.evaluated),
+            embedded_ngrams(),
             num_tokens=given.num_tokens,
             max_new_tokens=given.max_new_tokens,
             seed=given.seed,

@@ -27,7 +27,6 @@ PACKAGES = (
 ARTICLE_WORDS = range(60, 260)
 # A paragraph without the marks of code, lists and tables.
 PROSE = re.compile(r"[A-Z][^:|=>`*_{}]{60,}[.]$")
-OTHER_PROBLEMS = ("leg_counting", "time_intervals", "calendar_arithmetic", "simple_equations")
 
 
 def python_files() -> list[Path]:
@@ -101,14 +100,3 @@ def prose_documents(count: int) -> list[str]:
                     yield " ".join(words[: ARTICLE_WORDS.stop])
 
     return _gather(count, find)
-
-
-def math_documents(count: int, seed: int) -> list[str]:
-    """Return word problems: GSM-Symbolic's with another seed, and some other kinds with a number as their answer."""
-    from reasoning_gym import create_dataset
-
-    hint = " Give the result as your final answer. Do not include units."
-    problems = [item["question"].removesuffix(hint) for item in create_dataset("gsm_symbolic", size=count, seed=seed)]
-    for name in OTHER_PROBLEMS:
-        problems += [item["question"].strip() for item in create_dataset(name, size=count // 40 + 1, seed=seed)]
-    return list(dict.fromkeys(problems))

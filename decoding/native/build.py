@@ -17,7 +17,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCES = ("forward.cpp", "lanes.h", "top.h")
+SOURCES = ("forward.cpp", "attention.h", "lanes.h", "model.h", "top.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-ffp-contract=fast")
 COMPILERS = ("g++", "c++")
 

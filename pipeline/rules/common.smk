@@ -69,7 +69,15 @@ def flags_of_parts(model, parts):
 
 def part_records(wildcards):
     """What a cell needs beside its model: the parts of its method."""
-    return [part_record(wildcards.model, part) for part in parts_of(wildcards.method)]
+    return records_of(wildcards.model, parts_of(wildcards.method))
+
+
+def records_of(model, parts):
+    """The records of parts and, where they were trained here, of what they were trained on being none of what is asked."""
+    records = [part_record(model, part) for part in parts]
+    folder = f"results/parts/{model}/{SETTINGS.training.name}"
+    trained = any(record.startswith(f"{folder}/") for record in records)
+    return records + [f"{folder}/overlap/{PROFILE}.json"] * trained
 
 
 def part_flags(wildcards):

@@ -49,7 +49,7 @@ rule compare:
     input:
         requests=expand(f"{COMPARED}/requests/{{task}}.jsonl", task=SETTINGS.tasks, allow_missing=True),
         model="results/models/{model}/source.json",
-        parts=lambda wildcards: [part_record(wildcards.model, part) for part in compared_parts()],
+        parts=lambda wildcards: records_of(wildcards.model, compared_parts()),
         sources=sources_of("pipeline.exactness", *(m for name in compared() for m in METHODS[name].modules)),
     output:
         table=f"{COMPARED}/{{dtype}}/exactness.csv",

@@ -1,19 +1,18 @@
 # What methods need beside the target: a draft model and Medusa heads, trained on text that the target itself writes.
 # They take all cores and the clock's resource: beside a timed cell they would slow it down.
+EMBEDDED_SOURCES = [task.source for task in TASKS.values() if "embedded" in task.origins]
 PART = f"results/parts/{{model}}/{SETTINGS.training.name}"
 
 
 rule training_prompts:
     """Gather prompts in the evaluated tasks' form, outside every evaluated set; what overlaps with one is dropped.
 
-    python -m pipeline.training_prompts --model results/models/smollm2-135m --evaluated results/tasks/humaneval/data.jsonl
-        --num-tokens 200000 --max-new-tokens 192 --batch-size 64 --seed 0
+    python -m pipeline.training_prompts --model results/models/smollm2-135m --num-tokens 200000 --max-new-tokens 192 --batch-size 64 --seed 0
         --output results/parts/smollm2-135m/default/prompts.jsonl
     """
     input:
         model="results/models/{model}/source.json",
-        evaluated=expand("results/tasks/{task}/data.jsonl", task=SETTINGS.tasks),
-        sources=sources_of("pipeline.training_prompts"),
+        sources=sources_of("pipeline.training_prompts", *EMBEDDED_SOURCES),
     output:
         prompts=f"{PART}/prompts.jsonl",
         record=f"{PART}/prompts.json",
@@ -32,9 +31,30 @@ rule training_prompts:
     message:
         "Gathering training prompts for {wildcards.model}"
     shell:
-        "python -m pipeline.training_prompts --model {params.model:q} --evaluated {input.evaluated:q}"
+        "python -m pipeline.training_prompts --model {params.model:q}"
         " --num-tokens {params.num_tokens} --max-new-tokens {params.max_new_tokens} --batch-size {params.batch_size}"
         " --seed {params.seed} --errors-as-rows --output {output.prompts:q} 2> >(tee {log:q} >&2)"
+
+
+rule training_overlap:
+    """Hold the training prompts against what this profile evaluates; an overlap ends the run.
+
+    python -m pipeline.training_overlap --prompts results/parts/smollm2-135m/default/prompts.jsonl
+        --evaluated results/tasks/gsm8k/data.jsonl --output results/parts/smollm2-135m/default/overlap/lossless.json
+    """
+    input:
+        prompts=f"{PART}/prompts.jsonl",
+        evaluated=expand("results/tasks/{task}/data.jsonl", task=SETTINGS.tasks),
+        sources=sources_of("pipeline.training_overlap"),
+    output:
+        f"{PART}/overlap/{PROFILE}.json",
+    log:
+        f"results/logs/training_overlap/{{model}}/{SETTINGS.training.name}.{PROFILE}.log",
+    message:
+        "Comparing the training prompts with what is evaluated"
+    shell:
+        "python -m pipeline.training_overlap --prompts {input.prompts:q} --evaluated {input.evaluated:q}"
+        " --output {output:q} 2> >(tee {log:q} >&2)"
 
 
 rule selfgen:
@@ -51,6 +71,7 @@ rule selfgen:
     output:
         text=f"{PART}/text.jsonl",
         record=f"{PART}/text.json",
+        states=directory(f"{PART}/states"),
     params:
         model=subpath(input.model, parent=True),
         num_tokens=SETTINGS.training.num_tokens,

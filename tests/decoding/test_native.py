@@ -202,7 +202,7 @@ def test_a_token_of_each_of_several_texts_has_the_bits_of_each_text_alone(tmp_pa
     for number, cache in enumerate(caches):
         target.prefill(cache, PROMPT[: 1 + number])
         alone.append(target.read(cache, CandidateTree((number + 3,), (-1,))).logits[0])
-    logits = target.read_each(caches, range(3, 24))
+    logits = target.read_each(caches, range(3, 24)).logits
     assert torch.equal(logits, torch.stack(alone))
     assert [cache.length for cache in caches] == list(range(2, 23))
     with pytest.raises(ValueError, match=r"different capacities: \[256, 512\]"):

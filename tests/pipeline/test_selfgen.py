@@ -47,8 +47,8 @@ def test_rows_that_end_leave_the_others_alone(folder: Path) -> None:
     limits = [1, 9, 3, 12, 2]
     found = answer(model, [Job(p, Ending(n, (2,))) for p, n in zip(PROMPTS, limits, strict=True)])
     alone = [answer(model, [Job(p, Ending(n, (2,)))])[0] for p, n in zip(PROMPTS, limits, strict=True)]
-    assert found == alone
-    assert [len(text.ids) for text in found] == [len(text.ids) for text in alone]
+    assert [text.ids for text in found] == [text.ids for text in alone]
+    assert [len(text.states) for text in found] == [len(text.ids) for text in alone]
 
 
 def test_a_stop_string_ends_an_answer(folder: Path) -> None:
@@ -66,7 +66,9 @@ def test_more_prompts_than_places_are_answered_in_turn(folder: Path, monkeypatch
     model = TargetModel.from_pretrained(folder, dtype=torch.float32)
     whole = answer(model, jobs_of(PROMPTS))
     monkeypatch.setattr(batching, "MOST_ROWS", 2)
-    assert answer(model, jobs_of(PROMPTS)) == whole
+    in_turn = answer(model, jobs_of(PROMPTS))
+    assert [text.ids for text in in_turn] == [text.ids for text in whole]
+    assert all(torch.equal(one.states, other.states) for one, other in zip(in_turn, whole, strict=True))
 
 
 def test_common_beginnings() -> None:

@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_heads(
 ) -> None:
     calls = {"before": 0, "after": 0}
     forward, name = HeadsWithLoss.forward, "before"
-    read = rule.hidden_states
+    read = rule.kept_or_read
 
     def counted(self: HeadsWithLoss, hidden: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         calls[name] += 1
@@ -161,12 +161,12 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_heads(
         train_heads(model_dir, text, output, SETTINGS)
     assert not output.exists()
     name = "after"
-    monkeypatch.setattr(rule, "hidden_states", lambda *_: pytest.fail("the target was read a second time"))
+    monkeypatch.setattr(rule, "kept_or_read", lambda *_: pytest.fail("the target was read a second time"))
     train_heads(model_dir, text, output, SETTINGS)
     assert max(losses(trained)) - 40 <= calls["after"] < max(losses(trained)) - 30  # from step 40, not from 0
     assert losses(output) == losses(trained)
     assert (output / "heads.safetensors").read_bytes() == (trained / "heads.safetensors").read_bytes()
-    monkeypatch.setattr(rule, "hidden_states", read)
+    monkeypatch.setattr(rule, "kept_or_read", read)
 
 
 def test_another_run_takes_nothing_over(model_dir: Path, text: Path, tmp_path: Path) -> None:

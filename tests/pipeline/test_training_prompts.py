@@ -10,11 +10,11 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.prepare import build_requests, load_tokenizer
-from pipeline.tasks import docstrings, humaneval, verbalized
 from pipeline.tasks.loading import load_task
 from pipeline.tasks.source import to_jsonl
 from pipeline.training_forms import ORIGINS, Forms, cut_written
-from pipeline.training_prompts import evaluated_ngrams, found_material, ngrams, overlaps, words
+from pipeline.training_overlap import check_overlap
+from pipeline.training_prompts import embedded_ngrams, found_material, ngrams, ngrams_of, overlaps, words
 from pipeline.training_sources import code_documents, docstring_documents, prose_documents
 
 ALPHABET = [chr(ord("a") + i) * 3 for i in range(26)]
@@ -31,21 +31,21 @@ def write(folder: Path, documents: list[dict[str, str]]) -> Path:
     return file
 
 
-def test_thirteen_words_in_a_row_overlap_and_twelve_do_not(tmp_path: Path) -> None:
-    evaluated = evaluated_ngrams([write(tmp_path / "task", [{"text": " ".join(ALPHABET)}])])
+def test_thirteen_words_in_a_row_overlap_and_twelve_do_not() -> None:
+    evaluated = ngrams_of([{"text": " ".join(ALPHABET)}])
     assert overlaps("new words, " + ", ".join(ALPHABET[3:16]).upper() + "!", evaluated)
     assert not overlaps("new words, " + ", ".join(ALPHABET[3:15]) + " end", evaluated)
 
 
-def test_a_short_document_overlaps_as_a_whole_only(tmp_path: Path) -> None:
-    evaluated = evaluated_ngrams([write(tmp_path / "task", [{"source": "one hundred and two"}])])
+def test_a_short_document_overlaps_as_a_whole_only() -> None:
+    evaluated = ngrams_of([{"source": "one hundred and two"}])
     assert overlaps("One hundred and two.", evaluated)
     assert not overlaps("one hundred and two euros", evaluated)
 
 
-def test_other_numbers_are_the_same_problem(tmp_path: Path) -> None:
+def test_other_numbers_are_the_same_problem() -> None:
     problem = "Tom has {} apples and buys {} more, then he gives half of them to his sister"
-    evaluated = evaluated_ngrams([write(tmp_path / "task", [{"question": problem.format(3, 4)}])])
+    evaluated = ngrams_of([{"question": problem.format(3, 4)}])
     assert overlaps(problem.format(17, 250), evaluated)
 
 
@@ -56,25 +56,31 @@ def test_ngrams_are_all_windows() -> None:
     assert ngrams("...") == set()
 
 
+def test_a_profile_that_evaluates_a_training_prompt_is_refused(tmp_path: Path) -> None:
+    text = " ".join(ALPHABET)
+    rows = [{"source": "chat", "material": material} for material in (text, "other")]
+    prompts = write(tmp_path / "prompts", rows)
+    apart, same = write(tmp_path / "apart", [{"text": "x"}]), write(tmp_path / "same", [{"text": f"now {text}"}])
+    record = check_overlap(prompts, [apart])
+    assert record == {"prompts": 2, "documents": {str(apart): 1}, "overlapping": 0}
+    with pytest.raises(UserError, match=r"1 training prompts overlap with .*same.data\.jsonl, the first is 'aaa bbb"):
+        check_overlap(prompts, [apart, same])
+
+
 def test_what_could_not_be_had_is_not_evaluated_and_damage_is_told(tmp_path: Path) -> None:
+    prompts = write(tmp_path / "prompts", [{"source": "chat", "material": " ".join(ALPHABET)}])
     file = write(tmp_path / "failed", [{"text": " ".join(ALPHABET)}])
     (tmp_path / "failed" / "source.json").write_text(json.dumps({"error": "no network"}))
-    assert evaluated_ngrams([file]) == set()
+    assert check_overlap(prompts, [file])["documents"] == {}
     damaged = write(tmp_path / "damaged", [])
     damaged.write_text("{")
     with pytest.raises(UserError, match=r"damaged.*data\.jsonl"):
-        evaluated_ngrams([damaged])
+        check_overlap(prompts, [damaged])
 
 
-def test_no_found_material_is_evaluated(tmp_path: Path) -> None:
+def test_no_found_material_is_evaluated() -> None:
     """The sources themselves keep apart from the embedded tasks, before anything is dropped."""
-    evaluated = evaluated_ngrams(
-        [
-            write(tmp_path / "humaneval", list(humaneval.documents())),
-            write(tmp_path / "docstrings", docstrings.documents()),
-            write(tmp_path / "verbalized", verbalized.documents("test", 400, verbalized.SEED)),
-        ]
-    )
+    evaluated = embedded_ngrams()
     material = {
         "code": code_documents(40),
         "docstrings": docstring_documents(40),
