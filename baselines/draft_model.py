@@ -73,7 +73,9 @@ class DraftModel:
         """
         folder = Path(folder)
         check_same_vocabulary(folder, target_folder=target.folder, vocab_size=target.vocab_size)
-        model = TargetModel.from_pretrained(folder, dtype=target.dtype, device=target.device, decode_width=None)
+        model = TargetModel.from_pretrained(
+            folder, dtype=target.dtype, device=target.device, decode_width=None, weights=target.weight_type
+        )
         if not use_shortlist or not (folder / "shortlist.json").exists():
             return cls(model)
         shortlist = read_shortlist(folder / "shortlist.json", model.vocab_size)
@@ -239,10 +241,10 @@ def restrict_head(model: TargetModel, folder: Path, shortlist: Sequence[int]) ->
     """Return ``model`` with the rows of ``shortlist`` alone in its LM head."""
     weights = model.weights
     rows = weights.embedding if weights.config.tie_word_embeddings else _head_of(folder).to(weights.embedding)
-    head = rows[torch.tensor(shortlist, device=rows.device)]
-    weight_bytes = weights.weight_bytes - rows.nbytes + head.nbytes
+    head = type(weights.head)(rows[torch.tensor(shortlist, device=rows.device)], None)
+    weight_bytes = weights.weight_bytes - weights.head.num_bytes + head.num_bytes
     return TargetModel(
-        replace(weights, head=type(weights.head)(head, None), weight_bytes=weight_bytes),
+        replace(weights, head=head, weight_bytes=weight_bytes),
         decode_width=model.decode_width,
         end_token_ids=tuple(model.end_token_ids),
         folder=model.folder,

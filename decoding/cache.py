@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -75,10 +75,24 @@ class KVCache:
         if self.length + rows > self.capacity:
             raise ValueError(f"{self.length + rows} rows do not fit a cache of capacity {self.capacity}")
 
-    def write(self, layer: int, keys: Float[Tensor, "w kv hd"], values: Float[Tensor, "w kv hd"]) -> None:
-        """Write the rows of one forward pass behind the committed prefix."""
-        end = self.length + keys.shape[0]
+    def write(
+        self,
+        layer: int,
+        keys: Float[Tensor, "w kv hd"],
+        values: Float[Tensor, "w kv hd"],
+        rows: Int[Tensor, " w"] | None = None,
+    ) -> None:
+        """Write the rows of one forward pass behind the committed prefix.
+
+        ``rows`` tells the device which rows those are. A CUDA graph needs it, since it would freeze a number that comes
+        from Python; elsewhere a slice is faster.
+        """
         key_rows, value_rows = self.layers[layer]
+        if rows is not None:
+            key_rows.index_copy_(1, rows, keys.transpose(0, 1))
+            value_rows.index_copy_(1, rows, values.transpose(0, 1))
+            return
+        end = self.length + keys.shape[0]
         key_rows[:, self.length : end] = keys.transpose(0, 1)
         value_rows[:, self.length : end] = values.transpose(0, 1)
 

@@ -173,6 +173,7 @@ class SpeculativeDecoder:
         if self._cache is None or self._cache.capacity != capacity:
             self._cache = None  # the old one goes before the new one comes
             self._cache = self.target.new_cache(capacity)
+            self.target.prepare(self._cache)
         self._cache.clear()
         return self._cache
 

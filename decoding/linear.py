@@ -27,6 +27,7 @@ class DenseLinear:
 
     def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None) -> None:
         self.weight, self.bias = weight, bias
+        self.num_bytes = weight.nbytes
 
     def __call__(self, x: Float[Tensor, "w in"]) -> Float[Tensor, "w out"]:
         """Return ``x`` times the transposed weight, plus the bias."""
@@ -43,6 +44,7 @@ class PackedLinear:
     def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKING_WIDTH)
         self.bias = bias
+        self.num_bytes = weight.nbytes
 
     def __call__(self, x: Float[Tensor, "w in"]) -> Float[Tensor, "w out"]:
         """Return ``x`` times the transposed weight, plus the bias."""

@@ -105,7 +105,7 @@ class LlamaWeights:
         layers = tuple(_load_layer(reader, f"model.layers.{i}.") for i in range(config.num_hidden_layers))
         norm = reader.tensor("model.norm.weight")
         tied = config.tie_word_embeddings
-        head = make_linear(embedding, None) if tied else reader.linear("lm_head")
+        head = reader.lay_out(embedding, None) if tied else reader.linear("lm_head")
         if not tied:
             reader.bytes_read -= embedding.nbytes  # only the looked-up rows of it are read
         cosine, sine = rotary_tables(config, dtype, device)
@@ -173,7 +173,13 @@ class _Reader:
         """Build one layer from several that read the same input."""
         weight = torch.cat([self.tensor(f"{name}.weight") for name in names])
         biases = [bias for name in names if (bias := self.optional(f"{name}.bias")) is not None]
-        return self.make_linear(weight, torch.cat(biases) if biases else None)
+        return self.lay_out(weight, torch.cat(biases) if biases else None)
+
+    def lay_out(self, weight: Tensor, bias: Tensor | None) -> Any:
+        """Build a layer from what was read; its weight counts with the bytes that it is kept in."""
+        layer = self.make_linear(weight, bias)
+        self.bytes_read += layer.num_bytes - weight.nbytes
+        return layer
 
 
 def _load_layer(reader: _Reader, prefix: str) -> Layer:
@@ -196,6 +202,7 @@ def forward(
     positions: Int[Tensor, " w"],
     cache: KVCache,
     mask: Float[Tensor, "gw capacity"] | None,
+    rows: Int[Tensor, " w"] | None = None,
 ) -> Float[Tensor, "w d"]:
     """Run ``w`` tokens through the model, writing their keys and values behind the cached prefix.
 
@@ -206,6 +213,7 @@ def forward(
         cache: receives their keys and values.
         mask: 0 where a row may see a cache row, -inf where not, repeated for the queries that share a key head. None
             for a causal pass over an empty cache (prefill).
+        rows: the cache rows that they write, where the device must be told; see :meth:`KVCache.write`.
 
     Returns:
         Last hidden states ``[w, d]``, normalised: the input of the head.
@@ -215,7 +223,7 @@ def forward(
     cosine, sine = weights.cosine[positions], weights.sine[positions]
     for index, layer in enumerate(weights.layers):
         h = F.rms_norm(x, (x.shape[-1],), layer.input_norm, eps)
-        attended = _attention(weights, layer, index, h, cosine, sine, cache, mask)
+        attended = _attention(weights, layer, index, h, cosine, sine, cache, mask, rows)
         x = layer.output.add(attended, x)
         h = F.rms_norm(x, (x.shape[-1],), layer.mlp_norm, eps)
         gate, up = layer.gate_up(h).chunk(2, dim=-1)
@@ -232,6 +240,7 @@ def _attention(
     sine: Float[Tensor, "w 1 hd"],
     cache: KVCache,
     mask: Float[Tensor, "gw capacity"] | None,
+    rows: Int[Tensor, " w"] | None,
 ) -> Float[Tensor, "w hhd"]:
     width, heads, kv_heads = h.shape[0], weights.num_heads, weights.num_kv_heads
     qkv = layer.query_key_value(h).view(width, heads + 2 * kv_heads, weights.head_dim)
@@ -244,7 +253,7 @@ def _attention(
         keys = F.rms_norm(qkv[:, heads : heads + kv_heads], layer.key_norm.shape, layer.key_norm, eps)
         rotated = rotate(torch.cat([queries, keys], dim=1), cosine, sine)
     queries, keys = rotated[:, :heads], rotated[:, heads:]
-    cache.write(index, keys, values)
+    cache.write(index, keys, values, rows)
     if mask is None:
         attended = F.scaled_dot_product_attention(
             queries.transpose(0, 1)[None],

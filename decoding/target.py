@@ -7,7 +7,11 @@ rows are computed with it and on how long the attended buffer is, so that a meth
 differ from one token at a time at a near-tie. ``decode_width`` removes most of the cause: every decode forward, the
 autoregressive one too, is padded to the same number of rows and attends over the whole preallocated buffer under a
 mask. Where reading the weights dominates (a CPU with matrix units, any GPU) the padding is free; see
-:func:`default_decode_width`.
+:func:`default_decode_width`. On CUDA the eager engine's decode forwards are captured as graphs
+(:mod:`decoding.graphs`), and ``engine`` then says ``cuda-graph``.
+
+Weights may be kept in int8 (``weights="int8"``): another model than the one in bfloat16, faster to read and nearly the
+same. A method is compared with a baseline of the same weights.
 
 Example::
 
@@ -31,10 +35,11 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
+from decoding import graphs
 from decoding.cache import KVCache
 from decoding.linear import make_linear
 from decoding.llama import LlamaWeights, MakeLinear, ReadTensor, forward
-from decoding.native import NativeEngine, NativeLinear, why_not
+from decoding.native import Int8Linear, NativeEngine, NativeLinear, why_not
 from decoding.tree import CandidateTree
 
 
@@ -48,15 +53,13 @@ class TreeOutput(NamedTuple):
 def default_decode_width(dtype: torch.dtype, device: torch.device) -> int | None:
     """Return the rows that a decode forward is padded to, or None for as many as the tree has.
 
-    Float32 is not padded: its rounding is too small to matter unless two tokens are all but tied. Reduced precision is
-    padded where 16 rows cost what one costs: on GPUs, and in bfloat16 on CPUs with AMX. Elsewhere padding would slow
-    the autoregressive baseline down.
+    Padded is where 16 rows cost what one costs: on GPUs, where one captured graph then serves every width, and in
+    bfloat16 on CPUs with AMX. Elsewhere padding would slow the autoregressive baseline down; float32 does not need it,
+    since its rounding is too small to matter unless two tokens are all but tied.
     """
-    if dtype == torch.float32:
-        return None
     if device.type == "cpu":
         return 16 if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported() else None
-    return 16
+    return 16 if device.type in graphs.DEVICE_TYPES or dtype != torch.float32 else None
 
 
 class TargetModel:
@@ -67,6 +70,9 @@ class TargetModel:
         decode_width: rows of every decode forward of the eager engine; wider trees are read unpadded. None: no padding.
         end_token_ids: tokens that end a text.
         folder: where it was loaded from, so that what is trained for it can be checked against it.
+
+    Attributes:
+        weight_type: what the weights are kept in where that is not ``dtype``: int8 or None.
     """
 
     def __init__(
@@ -84,6 +90,9 @@ class TargetModel:
         self.end_token_ids = frozenset(end_token_ids)
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
+        self.weight_type = "int8" if isinstance(weights.head, Int8Linear) else None
+        can_capture = self._native is None and self.device.type in graphs.DEVICE_TYPES
+        self._graphs = graphs.DecodeGraphs(weights) if can_capture else None
 
     @classmethod
     def from_pretrained(
@@ -94,30 +103,39 @@ class TargetModel:
         device: str | torch.device = "cpu",
         decode_width: int | str | None = "default",
         engine: str = "auto",
+        weights: str | None = None,
     ) -> TargetModel:
         """Load a local folder in the Hugging Face layout with safetensors weights.
 
-        ``engine`` is native, eager, or auto: native where it can be.
+        ``engine`` is native, eager, or auto: native where it can be. ``weights`` is int8, computed in bfloat16 by the
+        native engine alone, or None for those of ``dtype``; the embeddings stay in ``dtype``.
 
         Raises:
             FileNotFoundError: there are no safetensors in the folder.
-            ValueError: the model is not of the Llama family, or native was asked for and cannot be.
+            ValueError: the model is not of the Llama family, or native or int8 was asked for and cannot be.
         """
         folder, device = Path(folder), torch.device(device)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        make = _layout_for(engine, config, dtype, device)
+        make = _layout_for(engine, weights, config, dtype, device)
         with ExitStack() as stack:
-            weights = LlamaWeights.load(config, _open_tensors(folder, stack), dtype, device, make)
+            loaded = LlamaWeights.load(config, _open_tensors(folder, stack), dtype, device, make)
         width = default_decode_width(dtype, device) if decode_width == "default" else decode_width
-        if make is NativeLinear:
+        if isinstance(loaded.head, NativeLinear):
             width = None  # no row depends on another: padding would change nothing
         ends = end_tokens(folder, config)
-        return cls(weights, decode_width=width, end_token_ids=ends, folder=folder)  # type: ignore[arg-type]
+        return cls(loaded, decode_width=width, end_token_ids=ends, folder=folder)  # type: ignore[arg-type]
 
     @property
     def engine(self) -> str:
-        """What runs the forward pass: native or eager."""
-        return "eager" if self._native is None else "native"
+        """What has run the forward passes so far: native, cuda-graph, or eager, as soon as one capture has failed."""
+        if self._native is not None:
+            return "native"
+        return "cuda-graph" if self._graphs is not None and self._graphs.in_use else "eager"
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of one weight."""
+        return 1 if self.weight_type == "int8" else self.dtype.itemsize
 
     @property
     def max_context(self) -> int:
@@ -135,7 +153,8 @@ class TargetModel:
         Rounded up to 256 rows: the same for every method whose trees are no wider than 64, since the length of the
         buffer is part of how attention rounds.
         """
-        rows = num_tokens + max(tree_width, self.decode_width or 0, 64)
+        widest = tree_width if self._graphs is None else graphs.graph_width(tree_width, self.decode_width)
+        rows = num_tokens + max(widest, self.decode_width or 0, 64)
         return -(-rows // 256) * 256
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -180,6 +199,22 @@ class TargetModel:
             positions = [min(cache.length + depth, last) for depth in tree.depths]
             hidden, logits = self._native.forward(cache, tree.tokens, positions, tree.parents)
             return TreeOutput(logits, hidden)
+        if self._graphs is not None and self._graphs.problem is None:
+            width = graphs.graph_width(tree.width, self.decode_width)
+            cache.check_room(width)
+            found = self._graphs.read(cache, tree, width, self.max_context - 1)
+            if found is not None:
+                return TreeOutput(*found)
+        return self._read_plainly(cache, tree)
+
+    @torch.inference_mode()
+    def prepare(self, cache: KVCache) -> None:
+        """Do now what the first read of a new cache would do: capture its graph, on CUDA with a decode width."""
+        if self._graphs is not None and self.decode_width is not None and cache.length == 0:
+            self.read(cache, CandidateTree((0,), (-1,)))
+
+    def _read_plainly(self, cache: KVCache, tree: CandidateTree) -> TreeOutput:
+        """Run the eager forward pass, kernel by kernel."""
         padding = max(0, (self.decode_width or 0) - tree.width)
         cache.check_room(tree.width + padding)
         # Padding rows repeat the root, so that they see something: a fully masked row would be NaN.
@@ -202,7 +237,8 @@ class TargetModel:
             cache.check_room(1)
         if self._native is None:
             trees = [CandidateTree((token,), (-1,)) for token in tokens]
-            outputs = [self.read(cache, tree) for cache, tree in zip(caches, trees, strict=True)]
+            # Not as graphs: there would be one for each cache.
+            outputs = [self._read_plainly(cache, tree) for cache, tree in zip(caches, trees, strict=True)]
             logits, hidden = (torch.cat(rows) for rows in zip(*outputs, strict=True))
         else:
             hidden, logits = self._native.forward_each(caches, tokens)
@@ -220,18 +256,26 @@ class TargetModel:
         return mask.repeat(self.weights.num_heads // self.weights.num_kv_heads, 1).to(self.device)
 
 
-def _layout_for(engine: str, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> MakeLinear:
+def _layout_for(
+    engine: str, weights: str | None, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
+) -> MakeLinear:
     """Return the layout of weights that ``engine`` reads.
 
     Raises:
-        ValueError: there is no such engine, or native was asked for and cannot be.
+        ValueError: there is no such engine or layout, or native or int8 was asked for and cannot be.
     """
     if engine not in ("auto", "native", "eager"):
         raise ValueError(f"engine must be auto, native or eager, not {engine!r}")
-    problem = "not asked for" if engine == "eager" else why_not(config, dtype, device)
+    if weights not in (None, "int8"):
+        raise ValueError(f"weights must be int8 or None, not {weights!r}")
+    if weights and dtype != torch.bfloat16:
+        raise ValueError(f"weights in int8 are computed in bfloat16, not in {str(dtype).removeprefix('torch.')}")
+    problem = "the eager one was asked for" if engine == "eager" else why_not(config, dtype, device)
+    if problem and weights:
+        raise ValueError(f"weights in int8 need the native engine, which cannot run here: {problem}")
     if problem and engine == "native":
         raise ValueError(f"the native engine cannot run here: {problem}")
-    return make_linear if problem else NativeLinear
+    return make_linear if problem else Int8Linear if weights else NativeLinear
 
 
 def end_tokens(folder: Path, config: PretrainedConfig) -> tuple[int, ...]:

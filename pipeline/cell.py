@@ -31,6 +31,7 @@ from pipeline.divergence import top2_margin
 from pipeline.files import sha256_of_all
 from pipeline.machine import describe_machine, git_state, package_versions
 from pipeline.methods import Generates, build_decoder, build_peer, keeps_state, unlearned
+from pipeline.precision import precision_of
 from pipeline.record import Journal, Record, run_record
 from pipeline.registry import METHODS, find
 from pipeline.summary import first_divergences, summarise
@@ -88,7 +89,7 @@ class Bench:
         self.device = choose_device(spec.device)
         self.num_threads = spec.num_threads or available_cores()
         torch.set_num_threads(self.num_threads)
-        self.dtype = getattr(torch, spec.dtype)
+        self.precision = precision_of(spec.dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(spec.model_dir, local_files_only=True, trust_remote_code=False)
         self.meter = MemoryMeter(self.device)
         self.sampling = Sampling(**spec.sampling)
@@ -96,7 +97,7 @@ class Bench:
         if METHODS[spec.method].kind == "peer":
             self.method: Generates = build_peer(
                 *(spec.method, spec.options, spec.model_dir, spec.parts),
-                dtype=self.dtype,
+                precision=self.precision,
                 device=self.device,
                 sampling=self.sampling,
             )
@@ -111,12 +112,17 @@ class Bench:
         self.baseline = SpeculativeDecoder(self.target, AutoregressiveDrafter(), self.sampling)
         self.warm_up(self.baseline, requests)
         # Last, since what it leaves behind would hide what the models take.
-        self.limits = measure_limits(self.device, self.dtype)
+        self.limits = measure_limits(self.device, self.precision.arithmetic)
         settle()
 
     def load_target(self) -> TargetModel:
         """Load the target model that the baseline, and a drafter, run on."""
-        return TargetModel.from_pretrained(self.spec.model_dir, dtype=self.dtype, device=self.device)
+        return TargetModel.from_pretrained(
+            self.spec.model_dir,
+            dtype=self.precision.arithmetic,
+            device=self.device,
+            weights=self.precision.weights,
+        )
 
     def warm_up(self, generates: Generates, requests: Sequence[Record]) -> None:
         """Run the first prompts a little way, so that nothing is timed that happens once a process."""
@@ -261,9 +267,9 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
     figures = summarise(
         records,
         weight_bytes=weights.weight_bytes,
-        parameter_bytes=weights.embedding.element_size(),
+        parameter_bytes=bench.target.parameter_bytes,
         cache_bytes_per_token=cache_bytes_per_token,
-        limits=bench.limits.or_better(measure_limits(bench.device, bench.dtype)),
+        limits=bench.limits.or_better(measure_limits(bench.device, bench.precision.arithmetic)),
         part_bytes=part_bytes,
     )
     if not bench.sampling.is_greedy:

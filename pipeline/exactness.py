@@ -102,15 +102,19 @@ class Runner:
 
         from decoding import Sampling, TargetModel
         from pipeline.cell import available_cores, choose_device
+        from pipeline.precision import precision_of
 
         torch.set_num_threads(comparison.num_threads or available_cores())
         self.comparison, self.sampling = comparison, Sampling()
         self.tokenizer = AutoTokenizer.from_pretrained(
             comparison.model_dir, local_files_only=True, trust_remote_code=False
         )
-        self.device, self.dtype = choose_device(comparison.device), getattr(torch, comparison.dtype)
+        self.device, self.precision = choose_device(comparison.device), precision_of(comparison.dtype)
         self.target: TargetModel = TargetModel.from_pretrained(
-            comparison.model_dir, dtype=self.dtype, device=self.device
+            comparison.model_dir,
+            dtype=self.precision.arithmetic,
+            device=self.device,
+            weights=self.precision.weights,
         )
 
     def build(self, method: str) -> SpeculativeDecoder | Any:
@@ -122,7 +126,7 @@ class Runner:
             return build_decoder(method, options, self.target, parts, self.sampling)
         return build_peer(
             *(method, options, self.comparison.model_dir, parts),
-            dtype=self.dtype,
+            precision=self.precision,
             device=self.device,
             sampling=self.sampling,
         )

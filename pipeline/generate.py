@@ -36,7 +36,7 @@ from pipeline.sources import ROOT, sources_of
 if TYPE_CHECKING:
     from pipeline.cell import CellSpec
 
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float16", "float32", "int8")
 JOURNAL = "journal.jsonl"
 FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 

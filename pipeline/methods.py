@@ -23,6 +23,7 @@ import torch
 
 from decoding import Drafter, Generation, Sampling, SpeculativeDecoder, StopStrings, TargetModel
 from decoding.cache import KVCache
+from pipeline.precision import Precision
 from pipeline.registry import METHODS, find, import_target
 
 
@@ -67,14 +68,20 @@ def build_peer(
     model_dir: Path,
     parts: Mapping[str, Path],
     *,
-    dtype: torch.dtype,
+    precision: Precision,
     device: torch.device,
     sampling: Sampling,
 ) -> Generates:
-    """Return another library's own generation, loaded from ``model_dir``; parts are arguments by their names."""
+    """Return another library's own generation, loaded from ``model_dir``; parts are arguments by their names.
+
+    Raises:
+        ValueError: the weights are to be in int8, which is our engine's own layout.
+    """
+    if precision.weights is not None:
+        raise ValueError(f"{method} runs on transformers, which cannot run our weights in {precision.weights}")
     entry = find(method, METHODS, "method")
     peer: Generates = import_target(entry.target).from_pretrained(
-        model_dir, dtype=dtype, device=device, sampling=sampling, **parts, **options, **entry.fixed
+        model_dir, dtype=precision.arithmetic, device=device, sampling=sampling, **parts, **options, **entry.fixed
     )
     return peer
 

@@ -2,7 +2,7 @@
 
 Example::
 
-    library = load_library()              # a ctypes.CDLL with forward_float32, forward_bfloat16, ...
+    library = load_library()              # a ctypes.CDLL with forward_float32, forward_bfloat16, forward_int8, ...
 """
 
 from __future__ import annotations

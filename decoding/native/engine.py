@@ -28,11 +28,17 @@ class NativeLinear:
     """A linear layer's weight in panels ``[out / 16, in / pair, 16, pair]``, zero-padded; ``pair`` is 2 in bfloat16.
 
     Not called by itself: the compiled forward pass reads it.
+
+    Attributes:
+        num_bytes: bytes of the weight, and of its scales where it has some, without padding.
     """
+
+    scale: Tensor | None = None
 
     def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None = None) -> None:
         self.num_outputs, inner = weight.shape
-        pair = 2 if weight.dtype == torch.bfloat16 else 1
+        self.num_bytes = weight.nbytes
+        pair = 1 if weight.dtype == torch.float32 else 2
         padded = torch.nn.functional.pad(weight, (0, -inner % pair, 0, -self.num_outputs % LANES))
         self.num_inputs = padded.shape[1]
         panels = padded.view(-1, LANES, self.num_inputs // pair, pair).transpose(1, 2)
@@ -42,17 +48,32 @@ class NativeLinear:
     def part(self, first: int, last: int) -> _Linear:
         """Describe the outputs ``first`` to ``last`` to the compiled code; ``first`` starts a panel."""
         bytes_per_panel = self.weight[0].nbytes
-        bias = None if self.bias is None else self.bias.data_ptr() + 4 * first
+        scale, bias = (None if x is None else x.data_ptr() + 4 * first for x in (self.scale, self.bias))
         start = self.weight.data_ptr() + first // LANES * bytes_per_panel
-        return _Linear(start, bias, last - first, self.num_inputs)
+        return _Linear(start, scale, bias, last - first, self.num_inputs)
 
     def whole(self) -> _Linear:
         """Describe all outputs to the compiled code."""
         return self.part(0, self.num_outputs)
 
 
+class Int8Linear(NativeLinear):
+    """The layer with its weight in int8, each row with a scale of its own: half the bytes of bfloat16.
+
+    ``weight ~ scale * whole`` with ``scale = max |row| / 127``, to the nearest whole number; the product itself is that
+    of bfloat16, which holds every one of them, and the scale is multiplied onto its sums, which are float32.
+    """
+
+    def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None = None) -> None:
+        scale = weight.float().abs().amax(dim=1) / 127
+        divisor = scale.where(scale > 0, 1.0)  # a row of zeros stays one
+        super().__init__((weight.float() / divisor[:, None]).round_().to(torch.int8), bias)
+        self.scale = torch.nn.functional.pad(scale, (0, -self.num_outputs % LANES))
+        self.num_bytes += scale.nbytes
+
+
 class _Linear(Structure):
-    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("n", c_int64), ("k", c_int64))
+    _fields_ = (("weight", c_void_p), ("scale", c_void_p), ("bias", c_void_p), ("n", c_int64), ("k", c_int64))
 
 
 class _Layer(Structure):
@@ -113,8 +134,9 @@ class NativeEngine:
     def __init__(self, weights: LlamaWeights) -> None:
         self.weights = weights
         self._library = load_library()
-        dtype = weights.embedding.dtype
-        self._forward = self._library.forward_bfloat16 if dtype == torch.bfloat16 else self._library.forward_float32
+        is_float32 = weights.embedding.dtype == torch.float32
+        name = "int8" if isinstance(weights.head, Int8Linear) else "float32" if is_float32 else "bfloat16"
+        self._forward = getattr(self._library, f"forward_{name}")
         self._kept: list[Any] = []  # what the compiled code holds pointers to
         cosine, sine = rotary_tables(weights.config, torch.float32, weights.embedding.device)
         layers = (_Layer * len(weights.layers))(*map(self._layer, weights.layers))

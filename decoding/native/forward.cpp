@@ -10,7 +10,8 @@
 //
 // Layouts: packed weights [n/16][k/pair][16][pair], zero-padded, so that 16 outputs are the lanes of one vector; pair is
 // 2 in bfloat16 (its multiply-add takes two neighbours at once) and 1 in float32. Activations are float32 and are
-// rounded where they enter a product or the cache. Cache: [layers][2][kv heads][capacity][head dim].
+// rounded where they enter a product or the cache. Cache: [layers][2][kv heads][capacity][head dim]. Weights in int8 are
+// laid out as those in bfloat16 and widened to them in registers: half the reading, the same arithmetic.
 
 #include <algorithm>
 
@@ -21,7 +22,8 @@
 
 namespace {
 
-template <class T>
+// T: what enters products and the cache; W: what weights are kept in.
+template <class T, class W>
 struct Forward : Run<T> {
     using Run<T>::m, Run<T>::b, Run<T>::x, Run<T>::normal, Run<T>::qkv, Run<T>::input, Run<T>::activated;
     using Run<T>::Run, Run<T>::packed, Run<T>::share;
@@ -36,18 +38,24 @@ struct Forward : Run<T> {
         }
     }
 
+    // Panel p of a layer times a block of rows.
+    static void panel_of(const Linear& linear, int64_t p, const T* x, int rows, Floats* sums) {
+        panel_times(static_cast<const W*>(linear.weight) + p * LANES * linear.k, x, rows, int(linear.k), sums);
+        if (linear.scale)
+            for (int r = 0; r < rows; r++) sums[r] *= load<Floats>(linear.scale + p * LANES);
+    }
+
     // y[row, n] (=, +=) from[row] . weight[n] + bias[n]; the panels are shared out among the threads.
     template <Store HOW>
     void product(const Linear& linear, const Packed<T>& from, int64_t first_row, float* y) {
         const auto [first, last] = share((linear.n + LANES - 1) / LANES);
         Floats sums[ROWS];
         for (int64_t p = first; p < last; p++) {
-            const T* panel = static_cast<const T*>(linear.weight) + p * LANES * linear.k;
             const int count = int(std::min<int64_t>(LANES, linear.n - p * LANES));
             const float* bias = linear.bias ? linear.bias + p * LANES : nullptr;
             for (int64_t r = first_row / ROWS * ROWS; r < b.width; r += ROWS) {
                 const int some = int(std::min<int64_t>(ROWS, b.width - r)), skip = int(std::max<int64_t>(0, first_row - r));
-                panel_times(panel, from.block(r), some, int(linear.k), sums);
+                panel_of(linear, p, from.block(r), some, sums);
                 float* to = y + (r + skip - first_row) * linear.n + p * LANES;
                 store<HOW>(sums + skip, some - skip, bias, to, linear.n, count);
             }
@@ -57,18 +65,15 @@ struct Forward : Run<T> {
     // activated = silu(gate) * up, panel by panel.
     void gate_and_up(const Layer& layer) {
         const auto [first, last] = share(m.intermediate / LANES);
-        const int64_t k = layer.gate.k;
         const Packed<T> from = packed(input, m.hidden), to = packed(activated, m.intermediate);
         Floats gates[ROWS], ups[ROWS];
         for (int64_t p = first; p < last; p++) {
-            const T* gate = static_cast<const T*>(layer.gate.weight) + p * LANES * k;
-            const T* up = static_cast<const T*>(layer.up.weight) + p * LANES * k;
             const Floats gate_bias = layer.gate.bias ? load<Floats>(layer.gate.bias + p * LANES) : Floats{};
             const Floats up_bias = layer.up.bias ? load<Floats>(layer.up.bias + p * LANES) : Floats{};
             for (int64_t r = 0; r < b.width; r += ROWS) {
                 const int some = int(std::min<int64_t>(ROWS, b.width - r));
-                panel_times(gate, from.block(r), some, int(k), gates);
-                panel_times(up, from.block(r), some, int(k), ups);
+                panel_of(layer.gate, p, from.block(r), some, gates);
+                panel_of(layer.up, p, from.block(r), some, ups);
                 for (int i = 0; i < some; i++) {
                     const Floats g = gates[i] + gate_bias, y = g / (1.0f + exponential(-g)) * (ups[i] + up_bias);
                     float values[LANES];
@@ -116,9 +121,9 @@ struct Forward : Run<T> {
     }
 };
 
-template <class T>
+template <class T, class W>
 void run(const Model& model, const Batch& batch) {
-    Forward<T> shared(model, batch);
+    Forward<T, W> shared(model, batch);
 #pragma omp parallel
     shared.all_layers();
 }
@@ -132,6 +137,7 @@ int64_t scratch_floats(const Model* m, int64_t width) {
     return width * (2 * m->hidden + qkv + std::max(m->hidden, m->heads * m->head_dim) + 1 + m->intermediate + 1);
 }
 
-void forward_float32(const Model* model, const Batch* batch) { run<float>(*model, *batch); }
-void forward_bfloat16(const Model* model, const Batch* batch) { run<bf16>(*model, *batch); }
+void forward_float32(const Model* model, const Batch* batch) { run<float, float>(*model, *batch); }
+void forward_bfloat16(const Model* model, const Batch* batch) { run<bf16, bf16>(*model, *batch); }
+void forward_int8(const Model* model, const Batch* batch) { run<bf16, int8_t>(*model, *batch); }
 }

@@ -1,4 +1,4 @@
-// Vectors of 16 lanes, their numbers (float32 and bfloat16), and the one product that everything here is made of.
+// Vectors of 16 lanes, their numbers (float32, bfloat16, int8), and the one product that everything here is made of.
 
 #pragma once
 
@@ -32,6 +32,7 @@ inline float widen(bf16 x) {
 inline float widen(float x) { return x; }
 
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
 
 inline void narrow(Floats x, float* y) { std::memcpy(y, &x, sizeof(x)); }
 inline void narrow(Floats x, bf16* y) {  // to nearest, ties to even
@@ -47,29 +48,57 @@ inline T load(const void* at) {
     return value;
 }
 
-// sum + weights * x for the 16 lanes of one panel at one place of the inner dimension.
-template <class T>
+// What one multiply-add takes: the weights of the 16 lanes of one panel at one place of the inner dimension, as they are
+// held in registers (Lanes), and the numbers of one row there (Input). add: sum + weights * x.
+template <class W>
 struct Product;
 
 template <>
 struct Product<float> {
     static constexpr int PAIR = 1;
-    static inline Floats add(Floats sum, const float* weights, const float* x) {
-        return sum + load<Floats>(weights) * *x;
-    }
+    typedef float Input;
+    typedef Floats Lanes;
+    static inline Lanes lanes(const float* weights) { return load<Floats>(weights); }
+    static inline Floats add(Floats sum, Lanes weights, const float* x) { return sum + weights * *x; }
 };
 
 template <>
 struct Product<bf16> {
     static constexpr int PAIR = 2;
-    static inline Floats add(Floats sum, const bf16* weights, const bf16* x) {
+    typedef bf16 Input;
 #ifdef __AVX512BF16__
-        const __m512bh pairs = (__m512bh)_mm512_set1_epi32(load<int32_t>(x));
-        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)load<__m512i>(weights), pairs);
+    typedef __m512bh Lanes;
+    static inline Lanes lanes(const bf16* weights) { return (__m512bh)load<__m512i>(weights); }
+    static inline Floats add(Floats sum, Lanes weights, const bf16* x) {
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, weights, (__m512bh)_mm512_set1_epi32(load<int32_t>(x)));
+    }
 #else
+    struct Lanes {
+        Floats even, odd;
+    };
+    static inline Lanes lanes(const bf16* weights) {
         const Words words = load<Words>(weights);
-        sum += (Floats)(words << 16) * widen(x[0]);
-        return sum + (Floats)(words & 0xffff0000u) * widen(x[1]);
+        return {(Floats)(words << 16), (Floats)(words & 0xffff0000u)};
+    }
+    static inline Floats add(Floats sum, const Lanes& weights, const bf16* x) {
+        sum += weights.even * widen(x[0]);
+        return sum + weights.odd * widen(x[1]);
+    }
+#endif
+};
+
+// Whole numbers from -127 to 127, all of which bfloat16 holds exactly; the scale of each output comes after the sum.
+template <>
+struct Product<int8_t> : Product<bf16> {
+    static inline Lanes lanes(const int8_t* weights) {
+#ifdef __AVX512BF16__
+        const __m512i low = _mm512_cvtepi8_epi32(load<__m128i>(weights));
+        const __m512i high = _mm512_cvtepi8_epi32(load<__m128i>(weights + LANES));
+        return _mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(high), _mm512_cvtepi32_ps(low));
+#else
+        const Shorts pairs = load<Shorts>(weights);
+        const Shorts even = (Shorts)((Halves)pairs << 8) >> 8, odd = pairs >> 8;
+        return {__builtin_convertvector(even, Floats), __builtin_convertvector(odd, Floats)};
 #endif
     }
 };
@@ -128,24 +157,25 @@ struct Packed {
 constexpr int AHEAD = 4096;  // bytes of weights that are asked for before they are needed; measured
 
 // One panel of weights times a block of R rows: sums [R].
-template <class T, int R>
-inline void panel_rows(const T* panel, const T* x, int k, Floats* sums) {
-    constexpr int PAIR = Product<T>::PAIR;
+template <class W, int R>
+inline void panel_rows(const W* panel, const typename Product<W>::Input* x, int k, Floats* sums) {
+    constexpr int PAIR = Product<W>::PAIR;
     Floats sum[R];
     for (int r = 0; r < R; r++) sum[r] = Floats{};
     for (int i = 0; i < k; i += PAIR) {
         if (R > 3) __builtin_prefetch(reinterpret_cast<const char*>(panel + i * LANES) + AHEAD);
+        const typename Product<W>::Lanes weights = Product<W>::lanes(panel + i * LANES);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; r++) sum[r] = Product<T>::add(sum[r], panel + i * LANES, x + i * R + r * PAIR);
+        for (int r = 0; r < R; r++) sum[r] = Product<W>::add(sum[r], weights, x + i * R + r * PAIR);
     }
     for (int r = 0; r < R; r++) sums[r] = sum[r];
 }
 
-template <class T>
-inline void panel_times(const T* panel, const T* x, int rows, int k, Floats* sums) {
+template <class W>
+inline void panel_times(const W* panel, const typename Product<W>::Input* x, int rows, int k, Floats* sums) {
     switch (rows) {
 #define CASE(R) \
-    case R: return panel_rows<T, R>(panel, x, k, sums);
+    case R: return panel_rows<W, R>(panel, x, k, sums);
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
         CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14) CASE(15) CASE(16)
 #undef CASE

@@ -13,6 +13,7 @@ extern "C" {
 
 struct Linear {
     const void* weight;  // packed
+    const float* scale;  // what the sum of each output is multiplied by, padded to whole panels; or null
     const float* bias;   // or null
     int64_t n, k;        // k is padded to a whole number of pairs
 };

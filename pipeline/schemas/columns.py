@@ -47,14 +47,19 @@ COLUMNS: dict[str, pa.Column] = {
     "profile": text("configuration profile of the run", str_matches=NOT_EMPTY),
     "hardware": text("CPU, or GPU, that the cell ran on; empty if it failed before it knew"),
     "device": text("where the model ran; empty if the cell failed", isin=["cpu", "cuda", ""]),
-    "dtype": text("type of the weights and of the arithmetic", isin=["bfloat16", "float32", "float16"]),
+    "dtype": text(
+        "type of the weights and of the arithmetic; `int8`: weights in int8, arithmetic in bfloat16",
+        isin=["bfloat16", "float32", "float16", "int8"],
+    ),
     "model": text("name of the target model in the configuration", str_matches=NOT_EMPTY),
     "model_source": text("where the model came from: package, hub commit or folder"),
     "weights_sha256": text("SHA-256 of the safetensors weights that ran", str_matches=SHA256),
     "method": text("name of the decoding method", str_matches=NOT_EMPTY),
     "options": text("the method's options, JSON"),
     "parts": text("SHA-256 of the weights of the trained parts (draft model, heads) that the method ran with, JSON"),
-    "engine": text("forward path that ran: `native` or `eager` of our engine, or `transformers`; empty if it failed"),
+    "engine": text(
+        "forward path that ran: `native`, `cuda-graph` or `eager` of our engine, or `transformers`; empty if it failed"
+    ),
     "sampling": text("how tokens were drawn (temperature 0 is greedy), JSON"),
     "lossless": pa.Column(
         "boolean",
