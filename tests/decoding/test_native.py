@@ -16,7 +16,7 @@ from decoding.native import build
 
 GENERATOR = random.Random(7)
 PROMPT = [GENERATOR.randrange(3, 48) for _ in range(37)]
-DTYPES = [torch.float32, torch.bfloat16]
+KINDS = ["float32", "bfloat16", "int8"]
 
 try:
     build.load_library()
@@ -24,8 +24,10 @@ except build.BuildError as error:
     pytest.skip(f"no native engine here: {error}", allow_module_level=True)
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> TargetModel:
-    return TargetModel.from_pretrained(folder, dtype=dtype, engine="native")
+def load(folder: Path, kind: str = "float32") -> TargetModel:
+    weights = "int8" if kind == "int8" else None
+    dtype = torch.float32 if kind == "float32" else torch.bfloat16
+    return TargetModel.from_pretrained(folder, dtype=dtype, engine="native", weights=weights)
 
 
 def random_tree(width: int, seed: int) -> CandidateTree:
@@ -51,14 +53,14 @@ def test_gives_what_transformers_gives(tmp_path: Path, member: str) -> None:
         torch.testing.assert_close(logits[node], logits_of(model, ids), atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("member", ["llama", "qwen3"])
 @pytest.mark.parametrize("length", [1, 15, 16, 37])
 def test_a_node_of_any_tree_has_the_bits_of_the_same_token_read_alone(
-    tmp_path: Path, member: str, dtype: torch.dtype, length: int
+    tmp_path: Path, member: str, kind: str, length: int
 ) -> None:
     save_model(tmp_path, member)
-    target = load(tmp_path, dtype)
+    target = load(tmp_path, kind)
     for width in (2, 7, 16, 17, 40):
         tree = random_tree(width, seed=width)
         cache = target.new_cache(256)
@@ -72,10 +74,10 @@ def test_a_node_of_any_tree_has_the_bits_of_the_same_token_read_alone(
             cache.keep([0])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_kept_of_a_tree_is_what_reading_it_token_by_token_leaves(tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_kept_of_a_tree_is_what_reading_it_token_by_token_leaves(tmp_path: Path, kind: str) -> None:
     save_model(tmp_path)
-    target = load(tmp_path, dtype)
+    target = load(tmp_path, kind)
     tree = random_tree(16, seed=3)
     path = branch(tree, max(range(16), key=lambda node: tree.depths[node]))
     caches = [target.new_cache(256), target.new_cache(256)]
@@ -91,10 +93,10 @@ def test_what_is_kept_of_a_tree_is_what_reading_it_token_by_token_leaves(tmp_pat
     assert torch.equal(caches[0].buffer[:, :, :, :end], caches[1].buffer[:, :, :, :end])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_prefill_has_the_bits_of_reading_one_token_after_the_other(tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_prefill_has_the_bits_of_reading_one_token_after_the_other(tmp_path: Path, kind: str) -> None:
     save_model(tmp_path)
-    target = load(tmp_path, dtype)
+    target = load(tmp_path, kind)
     at_once, one_by_one = target.new_cache(256), target.new_cache(256)
     whole = target.prefill(at_once, PROMPT)
     last = target.prefill(one_by_one, PROMPT[:1])
@@ -107,7 +109,7 @@ def test_prefill_has_the_bits_of_reading_one_token_after_the_other(tmp_path: Pat
 
 def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
     save_model(tmp_path)
-    target = load(tmp_path, torch.bfloat16)
+    target = load(tmp_path, "bfloat16")
     threads = torch.get_num_threads()
 
     def logits(num_threads: int) -> Tensor:
@@ -167,14 +169,15 @@ def test_source_that_does_not_compile_is_one_line(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
 def test_without_instructions_for_bfloat16_the_numbers_are_the_same_to_rounding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     save_model(tmp_path / "model")
     tree = random_tree(12, seed=4)
 
     def logits() -> Tensor:
-        target = load(tmp_path / "model", torch.bfloat16)
+        target = load(tmp_path / "model", kind)
         cache = target.new_cache(256)
         target.prefill(cache, PROMPT)
         return target.read(cache, tree).logits
@@ -193,10 +196,10 @@ def test_without_instructions_for_bfloat16_the_numbers_are_the_same_to_rounding(
     torch.testing.assert_close(generic, ours, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_token_of_each_of_several_texts_has_the_bits_of_each_text_alone(tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_of_each_of_several_texts_has_the_bits_of_each_text_alone(tmp_path: Path, kind: str) -> None:
     save_model(tmp_path)
-    target = load(tmp_path, dtype)
+    target = load(tmp_path, kind)
     caches = [target.new_cache(256) for _ in range(21)]
     alone = []
     for number, cache in enumerate(caches):

@@ -12,6 +12,7 @@ import torch
 from decoding import Sampling, SpeculativeDecoder, TargetModel
 from decoding.typical import TypicalAcceptance
 from pipeline.methods import build_decoder, build_peer, keeps_state, models_in, unlearned
+from pipeline.precision import precision_of
 from pipeline.registry import METHODS
 from tests.pipeline.standins import requests, save_parts, save_target
 
@@ -122,7 +123,10 @@ def test_a_draft_of_another_vocabulary_is_refused_in_one_line(
     for build_one in (
         lambda: build_decoder("speculative", {}, target, other, Sampling()),
         lambda: build_peer(
-            *("hf_assisted", {}, folder, other), dtype=torch.float32, device=torch.device("cpu"), sampling=Sampling()
+            *("hf_assisted", {}, folder, other),
+            precision=precision_of("float32"),
+            device=torch.device("cpu"),
+            sampling=Sampling(),
         ),
     ):
         with pytest.raises(ValueError, match=r"^the tokenizer of the draft model in [^\n]* is not the target's[^\n]*$"):
@@ -141,3 +145,13 @@ def test_a_method_names_the_modules_that_it_imports_only_when_it_is_built() -> N
     drafters = importlib.import_module("baselines.union").DRAFTERS
     assert {target.partition(":")[0] for target, _ in drafters.values()} <= set(METHODS["union"].modules)
     assert METHODS["medusa_typical"].modules == ("baselines.medusa", "decoding.typical")
+
+
+def test_a_peer_in_int8_is_refused_in_one_line(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"^hf_greedy runs on transformers, which cannot run our weights in int8$"):
+        build_peer(
+            *("hf_greedy", {}, folder, {}),
+            precision=precision_of("int8"),
+            device=torch.device("cpu"),
+            sampling=Sampling(),
+        )
