@@ -169,7 +169,7 @@ def capture(weights: LlamaWeights, cache: KVCache, numbers: Int[Tensor, "w3 w"])
     """
     with torch.cuda.device(weights.embedding.device):
         static = numbers.to(weights.embedding.device, copy=True)
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):

@@ -26,7 +26,8 @@ except build.BuildError as error:
 
 
 def load(folder: Path, **options: Any) -> TargetModel:
-    return TargetModel.from_pretrained(folder, **{"dtype": torch.bfloat16, "weights": "int8"} | options)
+    chosen: dict[str, Any] = {"dtype": torch.bfloat16, "weights": "int8"} | options
+    return TargetModel.from_pretrained(folder, **chosen)
 
 
 def rounded(weight: Tensor) -> Tensor:
@@ -114,7 +115,8 @@ def test_other_weights_are_as_they_were(tmp_path: Path) -> None:
     save_model(tmp_path)
     target = load(tmp_path, weights=None)
     assert (target.weight_type, target.parameter_bytes) == (None, 2)
-    assert type(target.weights.head) is NativeLinear
+    assert isinstance(target.weights.head, NativeLinear)
+    assert target.weights.head.scale is None
 
 
 @pytest.mark.parametrize(
