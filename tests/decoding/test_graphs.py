@@ -241,7 +241,7 @@ def test_a_later_failure_ends_the_use_of_graphs(tmp_path: Path, device: Device) 
     assert not target._graphs._captured
 
 
-def test_a_decoder_captures_before_its_clock_starts_and_decodes_the_targets_text(tmp_path: Path, device: Device) -> None:
+def test_a_decoder_captures_before_its_clock_starts_and_emits_the_targets_text(tmp_path: Path, device: Device) -> None:
     model = save_model(tmp_path, spread=2.0)
     target = load(tmp_path)
 
