@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = ("autoregressive", "hf_greedy", "hf_prompt_lookup", "prompt_lookup")
+METHODS = tuple(yaml.safe_load((ROOT / "config/laptop.yaml").read_text())["methods"])
 TASKS = ("docstrings", "gsm_symbolic", "humaneval", "verbalized")
 STAND_IN = """
 import os, pathlib, sys, time
@@ -31,6 +31,10 @@ if sys.argv[0] == "-m":  # run as python -m pipeline.<rule>
         "score": lambda: [option("--cell") / "score.json", option("--cell") / "samples.jsonl"],
         "collect": lambda: [option("--output"), option("--provenance")],
         "exactness": lambda: [option("--output") / name for name in ("divergences.jsonl", "exactness.csv")],
+        "training_prompts": lambda: [option("--output"), option("--output").with_suffix(".json")],
+        "selfgen": lambda: [option("--output").with_name(name) for name in ("text.json", "states/0", "text.jsonl")],
+        "train_draft": lambda: [option("--output") / "draft.json"],
+        "train_heads": lambda: [option("--output") / "heads.json"],
     }.get(rule, lambda: [option("--output")])()
     with open("calls.log", "a") as log:
         print(rule, "begin", outputs[0], file=log, flush=True)
