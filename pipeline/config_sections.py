@@ -140,7 +140,7 @@ class DraftTraining(Section):
     """How the draft model is made: some of the target's layers, trained on what the target writes."""
 
     layers: Annotated[list[Count], Field(min_length=1), Differing] = [0, 1, 29]
-    epochs: Positive = 5
+    epochs: Positive = 2
     shortlist_size: Positive = 8192
 
 

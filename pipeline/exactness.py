@@ -102,6 +102,7 @@ class Runner:
 
         from decoding import Sampling, TargetModel
         from pipeline.cell import available_cores, choose_device
+        from pipeline.prefilled import prefill_once
 
         torch.set_num_threads(comparison.num_threads or available_cores())
         self.comparison, self.sampling = comparison, Sampling()
@@ -112,6 +113,7 @@ class Runner:
         self.target: TargetModel = TargetModel.from_pretrained(
             comparison.model_dir, dtype=self.dtype, device=self.device
         )
+        prefill_once(self.target)
 
     def build(self, method: str) -> SpeculativeDecoder | Any:
         """Return what generates by ``method``: the engine with its drafter, or a peer."""
