@@ -43,16 +43,25 @@ class MedusaDrafter:
         shortlist: token id of each of their output rows.
         num_nodes: most draft tokens of a tree.
         shape: the tree at every step; None grows one anew at each.
+        row_cost: a tree that is grown anew has no nodes that do not pay, see :func:`baselines.chances.pays`.
 
     Raises:
         ValueError: an option is out of range, or the tree needs heads or choices that there are not.
     """
 
     def __init__(
-        self, heads: DecodingHeads, shortlist: Sequence[int], num_nodes: int = 15, shape: Shape | None = None
+        self,
+        heads: DecodingHeads,
+        shortlist: Sequence[int],
+        num_nodes: int = 15,
+        shape: Shape | None = None,
+        row_cost: float = 0.0,
     ) -> None:
         if num_nodes < 1:
             raise ValueError(f"num_nodes must be 1 or more, not {num_nodes}")
+        if row_cost < 0:
+            raise ValueError(f"row_cost must be 0 or more, not {row_cost}")
+        self.row_cost = row_cost
         self.heads, self.shortlist, self.shape = heads, list(shortlist), shape
         self.num_nodes = num_nodes if shape is None else len(shape.heads)
         self.num_choices = min(TOP_CHOICES, num_nodes, len(shortlist))
@@ -81,6 +90,7 @@ class MedusaDrafter:
         num_nodes: int = 15,
         num_heads: int | None = None,
         tree: str | list[list[int]] = "dynamic",
+        row_cost: float = 0.0,
     ) -> Self:
         """Load the heads in ``parts["heads"]`` for ``target``.
 
@@ -91,6 +101,7 @@ class MedusaDrafter:
             num_nodes: most draft tokens of a tree; a tree given as paths has as many as there are paths.
             num_heads: use only the first ones; None uses all.
             tree: ``"dynamic"``, ``"fitted"`` or the paths.
+            row_cost: what a row of the target's forward pass costs, for the dynamic tree.
 
         Raises:
             ValueError: there are no such heads, they are another target's, or an option is out of range.
@@ -101,7 +112,7 @@ class MedusaDrafter:
         check_fits(record, int(target.weights.config.hidden_size), target.vocab_size)
         decoding_heads = DecodingHeads(heads, target.dtype, target.device, num_heads)
         shape = choose_shape(tree, record, decoding_heads.num_heads, num_nodes)
-        return cls(decoding_heads, record.shortlist, num_nodes, shape)
+        return cls(decoding_heads, record.shortlist, num_nodes, shape, row_cost)
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
         """Forget the last text's hidden state; prefill brings the new one."""
@@ -120,7 +131,7 @@ class MedusaDrafter:
         if self._hidden is None:
             return CandidateTree((context[-1],), (-1,))
         choices, chances = self._choices(self._hidden)
-        shape = grow(chances, self.num_nodes) if self.shape is None else self.shape
+        shape = grow(chances, self.num_nodes, self.row_cost) if self.shape is None else self.shape
         if self.shape is None:
             self.node_probabilities = (1.0, *(chances[h][r] for h, r in zip(shape.heads, shape.ranks, strict=True)))
         tokens = [self.shortlist[choices[head][rank]] for head, rank in zip(shape.heads, shape.ranks, strict=True)]

@@ -22,6 +22,8 @@ import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from baselines.chances import pays
+
 Path = tuple[int, ...]
 
 
@@ -39,20 +41,25 @@ class Shape(NamedTuple):
     ranks: tuple[int, ...]
 
 
-def grow(chances: Sequence[Sequence[float]], num_nodes: int) -> Shape:
+def grow(chances: Sequence[Sequence[float]], num_nodes: int, row_cost: float = 0.0) -> Shape:
     """Grow the tree of ``num_nodes`` nodes (the root not counted) whose chances sum to the most.
 
     Args:
         chances: ``chances[k][i]`` is the chance of choice i of head k; each row falls.
-        num_nodes: fewer are returned only if there are no more choices.
+        num_nodes: fewer are returned only if there are no more choices, or no more that pay.
+        row_cost: what one more node costs, see :func:`baselines.chances.pays`.
     """
     parents, products = [-1], [1.0]
     heads: list[int] = []
     ranks: list[int] = []
     # A node's rivals enter when it is taken: its next sibling and its first child. No other can be greater.
     frontier = [(-chances[0][0], 0, 0, 0)]
+    expected = 1.0
     while frontier and len(heads) < num_nodes:
         negative, parent, head, rank = heapq.heappop(frontier)
+        if not pays(-negative, expected, len(heads), row_cost):
+            break
+        expected -= negative
         parents.append(parent)
         heads.append(head)
         ranks.append(rank)

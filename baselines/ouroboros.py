@@ -40,6 +40,7 @@ from baselines.draft_model import DraftModel
 from baselines.lookahead import LookaheadDrafter
 from baselines.phrases import Phrase, Trie
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
+from decoding.ranking import choices
 from decoding.verify import greedy_path
 
 ROOM = 256  # rows of the draft's cache set aside for a text behind its prompt
@@ -56,6 +57,7 @@ class OuroborosDrafter:
         ngram: N; a phrase is N - 1 tokens, looked up by the token before it.
         guesses: G, phrases that the pool keeps for a token; the draft model verifies those that fit in its tree.
         num_suffixes: k, phrases that are hung under the draft.
+        num_alternatives: phrases that are tried in the draft's place; the paper has none.
         warm_start: keep the pool from prompt to prompt.
         pool_from_prompt: enter the phrases of the prompt and of the text into the pool, too.
         max_nodes: most nodes of a tree, the target's and the draft model's. 0 for no limit.
@@ -75,6 +77,7 @@ class OuroborosDrafter:
         ngram: int = 4,
         guesses: int = 5,
         num_suffixes: int = 3,
+        num_alternatives: int = 0,
         warm_start: bool = False,
         pool_from_prompt: bool = True,
         max_nodes: int = 16,
@@ -84,14 +87,17 @@ class OuroborosDrafter:
             raise ValueError(f"num_draft_tokens must be 1 or more, not {num_draft_tokens}")
         if not 0 <= num_suffixes <= guesses:
             raise ValueError(f"num_suffixes must be between 0 and guesses={guesses}, not {num_suffixes}")
+        if not 0 <= num_alternatives <= guesses:
+            raise ValueError(f"num_alternatives must be between 0 and guesses={guesses}, not {num_alternatives}")
         if max_nodes and num_draft_tokens >= max_nodes:
             raise ValueError(f"num_draft_tokens={num_draft_tokens} must be less than max_nodes={max_nodes}")
         self.lookahead = LookaheadDrafter(window, ngram, guesses, False, max_nodes, seed)
         self.pool, self.phrase_length = self.lookahead.pool, ngram - 1
         self.draft, self.end_token_ids = draft, frozenset(end_token_ids)
         self.num_draft_tokens, self.num_suffixes = num_draft_tokens, num_suffixes
+        self.num_alternatives = num_alternatives
         self.warm_start, self.pool_from_prompt = warm_start, pool_from_prompt
-        self.max_width = max_nodes or 1 + num_draft_tokens + (1 + num_suffixes) * self.phrase_length
+        self.max_width = max_nodes or 1 + num_draft_tokens + (1 + num_suffixes + num_alternatives) * self.phrase_length
         self._num_read, self._num_counted = 0, draft.num_forwards
         self._chain: list[int] = []  # nodes of the root and the draft
         self._suffixes: list[tuple[Phrase, list[int]]] = []  # each with its nodes, as many as fitted
@@ -114,6 +120,7 @@ class OuroborosDrafter:
         ngram: int = 4,
         guesses: int = 5,
         num_suffixes: int = 3,
+        num_alternatives: int = 0,
         warm_start: bool = False,
         pool_from_prompt: bool = True,
         max_nodes: int = 16,
@@ -132,6 +139,7 @@ class OuroborosDrafter:
             ngram=ngram,
             guesses=guesses,
             num_suffixes=num_suffixes,
+            num_alternatives=num_alternatives,
             warm_start=warm_start,
             pool_from_prompt=pool_from_prompt,
             max_nodes=max_nodes,
@@ -159,6 +167,8 @@ class OuroborosDrafter:
         last = self._chain[-1]
         phrases = self.pool.look_up(trie.tokens[last])[: self.num_suffixes]
         self._suffixes = [(phrase, trie.add(last, phrase)) for phrase in phrases]
+        for phrase in self.pool.look_up(context[-1])[: self.num_alternatives]:
+            trie.add(0, phrase)
         return trie.tree()
 
     def observe(self, verdict: Verdict) -> int:
@@ -187,10 +197,10 @@ class OuroborosDrafter:
         while len(text) < wanted and text[-1] not in self.end_token_ids:
             tree = self.lookahead.propose(text)
             logits = self.draft.read(tree).logits
-            choices = tuple(map(self.draft.token_of, logits.argmax(-1).tolist()))
-            path, bonus = greedy_path(tree, choices)
+            said = tuple(map(self.draft.token_of, choices(logits)))
+            path, bonus = greedy_path(tree, said)
             self.draft.keep(path)
-            verdict = Verdict(tree, path, bonus, choices, logits)
+            verdict = Verdict(tree, path, bonus, said, logits)
             self.lookahead.observe(verdict)
             for token in verdict.emitted:
                 text.append(token)

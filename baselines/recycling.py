@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from baselines.chances import PROBABILITY_STEPS, Chances
+from baselines.chances import PROBABILITY_STEPS, Chances, pays
 from decoding import CandidateTree, Verdict
 from decoding.ranking import most_likely
 
@@ -58,6 +58,7 @@ class RecyclingDrafter:
         top_k: successors kept of each token that the target read.
         key_length: how many last tokens the table is looked up by: 1 (the paper's) or 2.
         warm_start: keep the table from prompt to prompt; speed then depends on the order of the prompts.
+        row_cost: nodes that do not pay are left out, see :func:`baselines.chances.pays`.
 
     Attributes:
         node_probabilities: after ``propose``, each node's chance to be accepted if its parent is; the root's is 1.
@@ -66,13 +67,23 @@ class RecyclingDrafter:
         ValueError: an option is out of range.
     """
 
-    def __init__(self, num_nodes: int = 15, top_k: int = 8, key_length: int = 2, warm_start: bool = False) -> None:
+    def __init__(
+        self,
+        num_nodes: int = 15,
+        top_k: int = 8,
+        key_length: int = 2,
+        warm_start: bool = False,
+        row_cost: float = 0.0,
+    ) -> None:
         if num_nodes < 1:
             raise ValueError(f"num_nodes must be 1 or more, not {num_nodes}")
         if top_k < 1:
             raise ValueError(f"top_k must be 1 or more, not {top_k}")
         if key_length not in (1, 2):
             raise ValueError(f"key_length must be 1 or 2, not {key_length}")
+        if row_cost < 0:
+            raise ValueError(f"row_cost must be 0 or more, not {row_cost}")
+        self.row_cost = row_cost
         self.num_nodes, self.top_k, self.key_length, self.warm_start = num_nodes, top_k, key_length, warm_start
         self.max_width = num_nodes + 1
         self.node_probabilities: Sequence[float] | None = None
@@ -98,11 +109,14 @@ class RecyclingDrafter:
         chances: list[float] = []
         # (-chance of the whole path, when pushed, token, parent, chance given the parent, key)
         frontier = [(-1.0, 0, context[-1], -1, 1.0, tuple(context[-self.key_length :]))]
-        pushed = 0
+        pushed, expected = 0, 0.0
         known: dict[Kind, float] = {}
         while frontier and len(tokens) <= self.num_nodes:
             negative, _, token, parent, chance, key = heapq.heappop(frontier)
             node = len(tokens)
+            if node and not pays(-negative, expected, node - 1, self.row_cost):
+                break
+            expected -= negative
             tokens.append(token)
             parents.append(parent)
             chances.append(chance)

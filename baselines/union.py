@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from baselines.chances import Chances, probability_step
+from baselines.chances import Chances, pays, probability_step
 from decoding import CandidateTree, Drafter, Sampling, TargetModel, Verdict
 
 Kind = tuple[object, ...]
@@ -72,6 +72,7 @@ class UnionDrafter:
         drafters: by name; they all learn from every verdict, which is one on the merged tree.
         num_nodes: most draft tokens of the merged tree.
         warm_start: keep the counts from prompt to prompt.
+        row_cost: nodes that do not pay are left out, see :func:`baselines.chances.pays`.
 
     Attributes:
         node_probabilities: after ``propose``, each node's chance to be accepted if its parent is; the root's is 1.
@@ -80,11 +81,16 @@ class UnionDrafter:
         ValueError: an option is out of range, or there are no drafters.
     """
 
-    def __init__(self, drafters: Mapping[str, Drafter], num_nodes: int = 15, warm_start: bool = False) -> None:
+    def __init__(
+        self, drafters: Mapping[str, Drafter], num_nodes: int = 15, warm_start: bool = False, row_cost: float = 0.0
+    ) -> None:
         if not drafters:
             raise ValueError("drafters: a union needs at least one")
         if num_nodes < 1:
             raise ValueError(f"num_nodes must be 1 or more, not {num_nodes}")
+        if row_cost < 0:
+            raise ValueError(f"row_cost must be 0 or more, not {row_cost}")
+        self.row_cost = row_cost
         self.drafters, self.num_nodes, self.warm_start = dict(drafters), num_nodes, warm_start
         self.max_width = num_nodes + 1
         self.node_probabilities: Sequence[float] | None = None
@@ -108,6 +114,7 @@ class UnionDrafter:
         drafters: Sequence[str] = DEFAULT_DRAFTERS,
         num_nodes: int = 15,
         warm_start: bool = False,
+        row_cost: float = 0.0,
     ) -> Self:
         """Build the named drafters for ``target``, each with a draft of its own of up to ``num_nodes`` tokens.
 
@@ -130,7 +137,7 @@ class UnionDrafter:
                 built[name] = drafter.from_target(target, parts=parts, sampling=sampling, **options)
             else:
                 built[name] = drafter(**options)
-        return cls(built, num_nodes, warm_start)
+        return cls(built, num_nodes, warm_start, row_cost)
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
         """Start a new text in every drafter; forget the counts unless they are kept."""
@@ -153,10 +160,13 @@ class UnionDrafter:
         parents: list[int] = []
         chances: list[float] = []
         frontier = [(-1.0, 0, -1, root)]  # (-chance of the whole path, when pushed, parent, candidate)
-        pushed = 0
+        pushed, expected = 0, 0.0
         while frontier and len(tokens) <= self.num_nodes:
             negative, _, parent, candidate = heapq.heappop(frontier)
             node = len(tokens)
+            if node and not pays(-negative, expected, node - 1, self.row_cost):
+                break
+            expected -= negative
             tokens.append(candidate.token)
             parents.append(parent)
             chances.append(candidate.chance)

@@ -24,6 +24,7 @@ from pipeline.errors import UserError, command
 from pipeline.files import atomic_write
 from pipeline.machine import describe_machine, git_state, package_versions
 from pipeline.schemas import benchmark
+from pipeline.schemas.columns import COLUMNS
 
 IDENTITY = ("model", "dtype", "task", "method", "seed")  # the last folders of a cell
 RAN_WITH = ("commit", "versions", "hardware", "num_threads", "engine")  # what each cell.json says of its own run
@@ -41,7 +42,7 @@ def row_of(cell: Path, profile: str, tasks: Path, models: Path) -> dict[str, Any
     """Return the row of one cell's folder: its figures if it ended well, its reason if it did not."""
     run = read_cell(cell)
     score = read_score(cell) if run["status"] == "ok" else run
-    row = {name: run.get(name) for name in benchmark.COLUMNS} | {
+    row = {name: run.get(name) for name in COLUMNS} | {
         "profile": profile,
         "metric": score.get("metric"),
         "status": score["status"],

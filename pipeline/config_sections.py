@@ -140,7 +140,7 @@ class DraftTraining(Section):
     """How the draft model is made: some of the target's layers, trained on what the target writes."""
 
     layers: Annotated[list[Count], Field(min_length=1), Differing] = [0, 1, 29]
-    epochs: Positive = 3
+    epochs: Positive = 2
     shortlist_size: Positive = 8192
 
 
@@ -148,7 +148,7 @@ class HeadsTraining(Section):
     """How the Medusa heads are trained on what the target writes."""
 
     num_heads: Positive = 4
-    epochs: Positive = 2
+    epochs: Positive = 4
     shortlist_size: Positive = 8192
 
 

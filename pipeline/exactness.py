@@ -103,6 +103,7 @@ class Runner:
         from decoding import Sampling, TargetModel
         from pipeline.cell import available_cores, choose_device
         from pipeline.precision import precision_of
+        from pipeline.prefilled import prefill_once
 
         torch.set_num_threads(comparison.num_threads or available_cores())
         self.comparison, self.sampling = comparison, Sampling()
@@ -116,6 +117,7 @@ class Runner:
             device=self.device,
             weights=self.precision.weights,
         )
+        prefill_once(self.target)
 
     def build(self, method: str) -> SpeculativeDecoder | Any:
         """Return what generates by ``method``: the engine with its drafter, or a peer."""

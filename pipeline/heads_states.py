@@ -108,8 +108,8 @@ def kept_or_read(model: PreTrainedModel, pairs: list[Pair], kept: Path) -> Float
         read = hidden_states(model, [pairs[i] for i in missing])
         for i, states in zip(missing, torch.split(read, [len(pairs[i][1]) - 1 for i in missing]), strict=True):
             found[i] = states
-    states = [states for states in found if states is not None]
-    return torch.cat([state[: len(output) - 1] for state, (_, output) in zip(states, pairs, strict=True)])
+    whole = [states for states in found if states is not None]
+    return torch.cat([states[: len(output) - 1] for states, (_, output) in zip(whole, pairs, strict=True)])
 
 
 class States(Dataset[dict[str, Tensor]]):

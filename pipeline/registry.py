@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pipeline.errors import UserError, nearest
 
@@ -121,6 +121,7 @@ MEDUSA: Mapping[str, Any] = {
     "num_nodes": PositiveInt,
     "num_heads": PositiveInt | None,
     "tree": Literal["dynamic", "fitted"] | Annotated[list[list[NonNegativeInt]], Field(min_length=1)],
+    "row_cost": NonNegativeFloat,
 }
 
 OUROBOROS: Mapping[str, Any] = {
@@ -130,6 +131,7 @@ OUROBOROS: Mapping[str, Any] = {
     "ngram": Annotated[int, Field(ge=2)],
     "guesses": PositiveInt,
     "num_suffixes": NonNegativeInt,
+    "num_alternatives": NonNegativeInt,
     "pool_from_prompt": bool,
     "max_nodes": NonNegativeInt,
     "seed": NonNegativeInt,
@@ -140,12 +142,14 @@ RECYCLING: Mapping[str, Any] = {
     "top_k": PositiveInt,
     "key_length": Literal[1, 2],
     "warm_start": bool,
+    "row_cost": NonNegativeFloat,
 }
 UNITED = Literal["prompt_lookup", "recycling", "medusa"]
 UNION: Mapping[str, Any] = {
     "drafters": Annotated[list[UNITED], Field(min_length=1)],
     "num_nodes": PositiveInt,
     "warm_start": bool,
+    "row_cost": NonNegativeFloat,
 }
 
 

@@ -64,12 +64,17 @@ def batches(prompts: Iterable[Row], size: int, seed: int) -> list[list[Row]]:
     return [batch for _, _, batch in sorted(placed, key=lambda item: item[:2])]
 
 
+def states_file(folder: Path, key: str) -> Path:
+    """Return where the hidden states of an answer are kept."""
+    return folder / f"{key}.safetensors"
+
+
 def save_states(folder: Path, key: str, states: Tensor) -> None:
     """Keep the hidden states of an answer, ``[n, d]``: heads learn from them without reading the text again."""
     from safetensors.torch import save_file
 
     folder.mkdir(exist_ok=True)
-    with atomic_path(folder / f"{key}.safetensors") as temporary:
+    with atomic_path(states_file(folder, key)) as temporary:
         save_file({"states": states}, temporary)
 
 
@@ -77,7 +82,7 @@ def load_states(folder: Path, prompt_ids: Sequence[int]) -> Tensor | None:
     """Return the hidden states at which an answer's tokens were chosen, ``[n, d]``, or None if they were not kept."""
     from safetensors.torch import load_file
 
-    file = folder / f"{prompt_hash(prompt_ids)}.safetensors"
+    file = states_file(folder, prompt_hash(prompt_ids))
     return load_file(file)["states"] if file.is_file() else None
 
 
@@ -122,9 +127,11 @@ def answered(
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids))
 
+    states = journal.path.parent / "states"
     for number, batch in enumerate(todo):
         keys = [prompt_hash(row["prompt_ids"]) for row in batch]
-        missing = [row for key, row in zip(keys, batch, strict=True) if key not in journal.answers]
+        known = [key in journal.answers and states_file(states, key).is_file() for key in keys]
+        missing = [row for there, row in zip(known, batch, strict=True) if not there]
         if missing:
             jobs = [
                 Job(
@@ -135,8 +142,8 @@ def answered(
             ]
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             found = answer(shared_model(model_dir), jobs, Draw(temperature), generator)
-            for key, text in zip(filter(lambda key: key not in journal.answers, keys), found, strict=True):
-                save_states(journal.path.parent / "states", key, text.states)
+            for row, text in zip(missing, found, strict=True):
+                save_states(states, prompt_hash(row["prompt_ids"]), text.states)
             journal.append(
                 [
                     {"prompt": prompt_hash(row["prompt_ids"]), "output_ids": text.ids, "finished": text.finished}

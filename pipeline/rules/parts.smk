@@ -60,6 +60,8 @@ rule training_overlap:
 rule selfgen:
     """Let the target answer the training prompts. The journal beside the text lets a killed run go on.
 
+    So it is no output: Snakemake removes the outputs of a job that it runs again. Nor are the hidden states beside it.
+
     python -m pipeline.selfgen --model results/models/smollm2-135m --prompts results/parts/smollm2-135m/default/prompts.jsonl
         --num-tokens 200000 --temperature 0.0 --batch-size 64 --seed 0
         --output results/parts/smollm2-135m/default/text.jsonl
@@ -71,7 +73,6 @@ rule selfgen:
     output:
         text=f"{PART}/text.jsonl",
         record=f"{PART}/text.json",
-        states=directory(f"{PART}/states"),
     params:
         model=subpath(input.model, parent=True),
         num_tokens=SETTINGS.training.num_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from scipy.stats import chi2_contingency
 
 from baselines.autoregressive import AutoregressiveDrafter
-from baselines.chances import PROBABILITY_STEPS, Chances, probability_step
+from baselines.chances import PROBABILITY_STEPS, Chances, pays, probability_step
 from baselines.recycling import Kind, RecyclingDrafter, followers_in, prior_of, top_successors
 from decoding import CandidateTree, Drafter, Sampling, SpeculativeDecoder, TargetModel, Verdict
 from decoding.verify import verify
@@ -200,3 +201,27 @@ def assert_samples_like_plain_sampling(folder: Path, drafter: Drafter, num_texts
 
 def test_sampled_texts_are_distributed_as_plain_sampling_distributes_them(tmp_path: Path) -> None:
     assert_samples_like_plain_sampling(tmp_path, RecyclingDrafter(num_nodes=6))
+
+
+@pytest.mark.parametrize("row_cost", [0.0, 0.02, 0.05, 0.2])
+def test_growing_while_it_pays_gives_the_most_tokens_for_the_time(row_cost: float) -> None:
+    rng = random.Random(3)
+    for _ in range(50):
+        falling = sorted((rng.random() ** 3 for _ in range(15)), reverse=True)
+        expected, nodes = 1.0, 0
+        while nodes < len(falling) and pays(falling[nodes], expected, nodes, row_cost):
+            expected, nodes = expected + falling[nodes], nodes + 1
+        rates = [(1 + sum(falling[:n])) / (1 + n * row_cost) for n in range(16)]
+        assert expected / (1 + nodes * row_cost) == pytest.approx(max(rates))
+
+
+def test_a_costly_row_makes_the_tree_smaller_and_none_is_refused() -> None:
+    prompt = [1, 2, 3, 1, 2, 4, 1, 5, 1]
+    widths = []
+    for row_cost in (0.0, 0.15, 5.0):
+        drafter = RecyclingDrafter(num_nodes=15, row_cost=row_cost)
+        drafter.begin(prompt)
+        widths.append(drafter.propose(prompt).width)
+    assert widths[0] > widths[1] > widths[2] == 1
+    with pytest.raises(ValueError, match="row_cost must be 0 or more, not -1"):
+        RecyclingDrafter(row_cost=-1)

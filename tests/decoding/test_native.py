@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import FAMILY, logits_of, save_model
 from torch import Tensor
 
 from decoding import CandidateTree, TargetModel
 from decoding.native import build
+from tests.decoding.tiny import FAMILY, logits_of, save_model
 
 GENERATOR = random.Random(7)
 PROMPT = [GENERATOR.randrange(3, 48) for _ in range(37)]

@@ -17,7 +17,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = ("autoregressive", "hf_greedy", "hf_prompt_lookup", "prompt_lookup")
+# Of the default profile, in this copy: some that need nothing, one that needs a draft model, one that needs heads.
+METHODS = ("autoregressive", "hf_greedy", "hf_prompt_lookup", "medusa", "prompt_lookup", "speculative")
 TASKS = ("docstrings", "gsm_symbolic", "humaneval", "verbalized")
 STAND_IN = """
 import os, pathlib, sys, time
@@ -31,6 +32,10 @@ if sys.argv[0] == "-m":  # run as python -m pipeline.<rule>
         "score": lambda: [option("--cell") / "score.json", option("--cell") / "samples.jsonl"],
         "collect": lambda: [option("--output"), option("--provenance")],
         "exactness": lambda: [option("--output") / name for name in ("divergences.jsonl", "exactness.csv")],
+        "training_prompts": lambda: [option("--output"), option("--output").with_suffix(".json")],
+        "selfgen": lambda: [option("--output").with_name(name) for name in ("text.json", "text.jsonl")],
+        "train_draft": lambda: [option("--output") / "draft.json"],
+        "train_heads": lambda: [option("--output") / "heads.json"],
     }.get(rule, lambda: [option("--output")])()
     with open("calls.log", "a") as log:
         print(rule, "begin", outputs[0], file=log, flush=True)
@@ -82,6 +87,10 @@ def calls(project: Path) -> list[list[str]]:
 def copy_project(folder: Path) -> Path:
     for name in ("config", "profiles", "pipeline", "decoding", "baselines", "shuffle"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for profile in ("laptop", "smoke"):
+        file = folder / "config" / f"{profile}.yaml"
+        values = yaml.safe_load(file.read_text())
+        file.write_text(yaml.safe_dump(values | {"methods": {method: {} for method in METHODS}}))
     shutil.copy(ROOT / "Snakefile", folder)
     (folder / "pipeline" / "__init__.py").write_text(STAND_IN)
     return folder
