@@ -12,7 +12,7 @@ rule training_prompts:
     """
     input:
         model="results/models/{model}/source.json",
-        sources=sources_of("pipeline.training_prompts", *EMBEDDED_SOURCES),
+        sources=sources_of("pipeline.training_prompts", *EMBEDDED_SOURCES, without=["pipeline.sandbox"]),
     output:
         prompts=f"{PART}/prompts.jsonl",
         record=f"{PART}/prompts.json",
@@ -45,7 +45,7 @@ rule training_overlap:
     input:
         prompts=f"{PART}/prompts.jsonl",
         evaluated=expand("results/tasks/{task}/data.jsonl", task=SETTINGS.tasks),
-        sources=sources_of("pipeline.training_overlap"),
+        sources=sources_of("pipeline.training_overlap", without=["pipeline.sandbox"]),
     output:
         f"{PART}/overlap/{PROFILE}.json",
     log:

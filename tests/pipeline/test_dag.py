@@ -106,7 +106,9 @@ def test_changed_metric_costs_no_generation(finished: Path, edited: Edit) -> Non
 
 def test_changed_prompt_runs_its_tasks_cells_again(finished: Path, edited: Edit) -> None:
     edited("pipeline/tasks/_translation.yaml", "test_split: test", "test_split: tests")
-    assert cells_of(plan(finished), "Timing") == {(method, "verbalized") for method in METHODS}
+    # Drafts and heads are trained on prompts of every task's form, so what uses them is run again on all of them.
+    trained = {(method, task) for method in ("medusa", "speculative") for task in TASKS}
+    assert cells_of(plan(finished), "Timing") == {(method, "verbalized") for method in METHODS} | trained
 
 
 def test_a_new_line_in_the_registry_runs_nothing_again(finished: Path, edited: Edit) -> None:
