@@ -2,7 +2,7 @@ r"""The one loop that every lossless method runs in: propose, read, verify, keep
 
     tree    = drafter.propose(context)          the drafter's guess, rooted at the last token
     output  = target.read(cache, tree)          one forward pass of the target over all of it
-    verdict = self.verify(tree, output.logits)       the path that the target itself would have taken
+    verdict = verify(tree, output.logits)       the path that the target itself would have taken
     cache.keep(verdict.path)                    the rest is forgotten
 
 A method is only a :class:`Drafter`. It may be wrong at no cost but time: what is emitted is decided here.

@@ -195,7 +195,7 @@ class TargetModel:
         """Run one forward pass over a candidate tree; its rows stay uncommitted until ``cache.keep``."""
         if self._native is not None:
             cache.check_room(tree.width)
-            last = self.max_context - 1  # see below
+            last = self.max_context - 1  # see _read_plainly
             positions = [min(cache.length + depth, last) for depth in tree.depths]
             hidden, logits = self._native.forward(cache, tree.tokens, positions, tree.parents)
             return TreeOutput(logits, hidden)
@@ -221,9 +221,9 @@ class TargetModel:
         tokens = torch.tensor(tree.tokens + tree.tokens[:1] * padding, device=self.device)
         depths = torch.tensor(tree.depths + (0,) * padding, device=self.device)
         # A candidate behind the end of the context is read at its last position: the limit cuts it off in any case.
-        rows = (depths + cache.length).clamp_(max=self.max_context - 1)
+        positions = (depths + cache.length).clamp_(max=self.max_context - 1)
         mask = self._mask(cache, tree, padding)
-        hidden = forward(self.weights, tokens, rows, cache, mask)
+        hidden = forward(self.weights, tokens, positions, cache, mask)
         logits = self.weights.head(hidden)
         return TreeOutput(logits[: tree.width], hidden[: tree.width])
 

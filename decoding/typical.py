@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from decoding.ranking import choices
 from decoding.sampling import Sampling, draw
 from decoding.tree import CandidateTree
 from decoding.verify import Verdict
@@ -64,13 +65,13 @@ class TypicalAcceptance:
         hidden: Float[Tensor, "w d"] | None = None,
     ) -> Verdict:
         """Decide which path of ``tree`` is kept, given the target's ``logits`` at its nodes."""
-        choices = tuple(logits.argmax(-1).tolist())
+        likeliest = choices(logits)
         path = self._longest_path(tree, logits, sampling)
         if sampling.is_greedy:
-            bonus = choices[path[-1]]
+            bonus = likeliest[path[-1]]
         else:
             bonus = draw(sampling.probabilities(logits[path[-1]].cpu()), generator)
-        return Verdict(tree, path, bonus, choices, logits, hidden)
+        return Verdict(tree, path, bonus, likeliest, logits, hidden)
 
     def _longest_path(
         self, tree: CandidateTree, logits: Float[Tensor, "w v"], sampling: Sampling

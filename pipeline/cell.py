@@ -288,7 +288,7 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
         "weight_bytes": weights.weight_bytes,
         "part_bytes": part_bytes,
         "parts": {name: sha256_of_all(folder.glob("*.safetensors")) for name, folder in spec.parts.items()},
-        "engine": "transformers" if is_peer else getattr(bench.target, "engine", "eager"),
+        "engine": "transformers" if is_peer else bench.target.engine,
         "cache_bytes": None if is_peer else cache_bytes_per_token * bench.target.capacity_for(longest, 1),
         "decode_width": None if is_peer else bench.target.decode_width,
         "divergences": bench.margins(records, requests) if bench.sampling.is_greedy else [],

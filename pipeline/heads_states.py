@@ -10,7 +10,6 @@ Example::
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from pipeline.errors import UserError
-from pipeline.selfgen import load_states
+from pipeline.selfgen import load_states, most_frequent
 
 TOKENS_A_BATCH = 4096  # of the target's forward passes
 IGNORED = -100  # what cross-entropy leaves out
@@ -57,8 +56,7 @@ def read_text(file: Path) -> dict[str, list[Pair]]:
 
 def choose_shortlist(pairs: list[Pair], size: int) -> list[int]:
     """Return the ``size`` most frequent output tokens (all, if there are fewer), in order of id."""
-    counts = Counter(token for _, output in pairs for token in output)
-    return sorted(sorted(counts, key=lambda token: (-counts[token], token))[:size])
+    return most_frequent((token for _, output in pairs for token in output), size)
 
 
 def labels_of(pairs: list[Pair], num_heads: int, rows: Int[Tensor, " v"]) -> tuple[Tensor, Tensor]:

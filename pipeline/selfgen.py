@@ -64,6 +64,12 @@ def batches(prompts: Iterable[Row], size: int, seed: int) -> list[list[Row]]:
     return [batch for _, _, batch in sorted(placed, key=lambda item: item[:2])]
 
 
+def most_frequent(tokens: Iterable[int], size: int) -> list[int]:
+    """Return the ``size`` ids that there are most of (all, if there are fewer), in ascending order."""
+    counts = Counter(tokens)
+    return sorted(sorted(counts, key=lambda token: (-counts[token], token))[:size])
+
+
 def states_file(folder: Path, key: str) -> Path:
     """Return where the hidden states of an answer are kept."""
     return folder / f"{key}.safetensors"

@@ -25,7 +25,6 @@ import json
 import random
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from pipeline.draft_objective import IGNORED, DraftObjective, Row, cut_draft, measured
 from pipeline.errors import UserError, command, tell
 from pipeline.files import atomic_write, sha256_of
+from pipeline.selfgen import most_frequent
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -70,9 +70,8 @@ def read_text(path: Path) -> list[Row]:
 def shortlist_of(rows: Iterable[Row], size: int, end_ids: Iterable[int]) -> list[int]:
     """Return the ``size`` ids that the outputs have most often, and the end tokens, in ascending order."""
     ends = set(end_ids)
-    counts = Counter(token for row in rows for token in row["output_ids"])
-    frequent = [token for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if token not in ends]
-    return sorted([*ends, *frequent[: size - len(ends)]])
+    others = (token for row in rows for token in row["output_ids"] if token not in ends)
+    return sorted([*ends, *most_frequent(others, size - len(ends))])
 
 
 def examples(rows: Sequence[Row], shortlist: Sequence[int], seed: int) -> list[dict[str, Tensor]]:

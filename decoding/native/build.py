@@ -26,13 +26,28 @@ class BuildError(RuntimeError):
     """There is no native engine here; says why in one line."""
 
 
-@cache
 def load_library() -> ctypes.CDLL:
     """Return the compiled library, compiling it if this machine has not yet.
 
     Raises:
         BuildError: there is no compiler, or it failed, or its OpenMP is not the one that torch brings.
     """
+    library, problem = attempt()
+    if library is None:
+        raise BuildError(problem)
+    return library
+
+
+@cache
+def attempt() -> tuple[ctypes.CDLL | None, str]:
+    """Return the library, or None and why there is none: tried once a process, for it is asked for at every step."""
+    try:
+        return _load(), ""
+    except BuildError as error:
+        return None, str(error)
+
+
+def _load() -> ctypes.CDLL:
     if platform.system() != "Linux":
         raise BuildError(f"not built on {platform.system()}")
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)

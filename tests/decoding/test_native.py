@@ -12,6 +12,7 @@ from torch import Tensor
 
 from decoding import CandidateTree, TargetModel
 from decoding.native import build
+from decoding.ranking import choices
 from tests.decoding.tiny import FAMILY, logits_of, save_model
 
 GENERATOR = random.Random(7)
@@ -143,15 +144,35 @@ def test_bfloat16_is_as_close_to_float32_as_torchs_own(tmp_path: Path) -> None:
 def test_without_a_compiler_the_eager_engine_runs_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tmp_path)
     monkeypatch.setattr(build, "COMPILERS", ("no-such-compiler",))
-    build.load_library.cache_clear()
+    build.attempt.cache_clear()
     try:
         assert TargetModel.from_pretrained(tmp_path).engine == "eager"
         with pytest.raises(ValueError, match=r"native engine cannot run here: no C\+\+ compiler"):
             load(tmp_path)
     finally:
         monkeypatch.undo()
-        build.load_library.cache_clear()
+        build.attempt.cache_clear()
     assert load(tmp_path).engine == "native"
+
+
+def test_a_compiler_that_fails_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def fail(command: list[str]) -> str:
+        commands.append(command)
+        raise build.BuildError("g++: error: no OpenMP here")
+
+    monkeypatch.setattr(build, "_output", fail)
+    build.attempt.cache_clear()
+    try:
+        for _ in range(3):
+            assert choices(torch.tensor([[0.0, 2.0, 1.0]])) == (1,)
+            with pytest.raises(build.BuildError, match=r"g\+\+: error: no OpenMP here"):
+                build.load_library()
+        assert len(commands) == 1
+    finally:
+        monkeypatch.undo()
+        build.attempt.cache_clear()
 
 
 def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
@@ -186,13 +207,13 @@ def test_without_instructions_for_bfloat16_the_numbers_are_the_same_to_rounding(
     plain = tuple(flag for flag in build.FLAGS if flag != "-march=native")
     monkeypatch.setattr(build, "FLAGS", plain)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    build.load_library.cache_clear()
+    build.attempt.cache_clear()
     try:
         generic = logits()
         assert isinstance(build.load_library(), ctypes.CDLL)
     finally:
         monkeypatch.undo()
-        build.load_library.cache_clear()
+        build.attempt.cache_clear()
     torch.testing.assert_close(generic, ours, atol=0.05, rtol=0.05)
 
 
