@@ -36,6 +36,7 @@ from pipeline.draft_objective import IGNORED, DraftObjective, Row, cut_draft, me
 from pipeline.errors import UserError, command, tell
 from pipeline.files import atomic_write, sha256_of
 from pipeline.selfgen import most_frequent
+from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -106,7 +107,6 @@ def padded(texts: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
 def train(objective: DraftObjective, batches: list[dict[str, Tensor]], epochs: int, seed: int, work: Path) -> list[Row]:
     """Fine-tune with transformers' Trainer, from the last checkpoint in ``work`` if there is one; return its log."""
     from transformers import Trainer, TrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
 
     arguments = TrainingArguments(
         output_dir=str(work / "checkpoints"),
@@ -131,26 +131,14 @@ def train(objective: DraftObjective, batches: list[dict[str, Tensor]], epochs: i
         train_dataset=cast("Dataset[Any]", batches),
         data_collator=lambda examples: cast("dict[str, Any]", examples[0]),
     )
-    (work / "checkpoints").mkdir(parents=True, exist_ok=True)
-    last = get_last_checkpoint(str(work / "checkpoints"))  # type: ignore[no-untyped-call]
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-def prepared_work(output: Path, settings: Row) -> Path:
-    """Return the folder to work in, emptied unless it is of an unfinished training with the same settings."""
-    work = output.with_name(f".{output.name}.work")
-    file = work / "settings.json"
-    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != settings:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        file.write_text(json.dumps(settings), encoding="utf-8")
-    return work
-
-
-def save(draft: LlamaForCausalLM, given: argparse.Namespace, shortlist: list[int], log: list[Row], record: Row) -> None:
+def save(
+    draft: LlamaForCausalLM, given: argparse.Namespace, work: Path, shortlist: list[int], log: list[Row], record: Row
+) -> None:
     """Write the model folder beside its place, then put it there."""
-    work = given.output.with_name(f".{given.output.name}.work")
     folder = work / "draft"
     shutil.rmtree(folder, ignore_errors=True)
     cast(nn.Module, draft).to(torch.bfloat16)
@@ -159,12 +147,9 @@ def save(draft: LlamaForCausalLM, given: argparse.Namespace, shortlist: list[int
         for file in given.model.glob(pattern):
             shutil.copyfile(file, folder / file.name)
     (folder / "shortlist.json").write_text(json.dumps(shortlist) + "\n", encoding="utf-8")
-    lines = [f"{entry['step']},{entry['epoch']},{entry['loss']},{entry['learning_rate']}" for entry in log]
-    (folder / "loss.csv").write_text("\n".join(["step,epoch,loss,learning_rate", *lines]) + "\n", encoding="utf-8")
+    write_loss_curve(folder, log)
     (folder / "draft.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(given.output, ignore_errors=True)
-    folder.rename(given.output)
-    shutil.rmtree(work)
+    publish(work, folder, given.output)
 
 
 def train_draft(given: argparse.Namespace) -> None:
@@ -182,7 +167,7 @@ def train_draft(given: argparse.Namespace) -> None:
     del target
     settings = {"text_sha256": sha256_of(given.text), "layers": given.layers, "epochs": given.epochs}
     settings |= {"shortlist_size": given.shortlist_size, "seed": given.seed, "target": given.model.name}
-    work = prepared_work(given.output, settings)
+    work = prepared_work(given.output.with_name(f".{given.output.name}.work"), settings)
     objective = DraftObjective(draft, shortlist)
     before = measured(objective, held_out, shortlist)["agreement"]
     started = time.perf_counter()
@@ -194,7 +179,7 @@ def train_draft(given: argparse.Namespace) -> None:
         "agreement_before": before,
         **measured(objective, held_out, shortlist),
     }
-    save(draft, given, shortlist, log, record)
+    save(draft, given, work, shortlist, log, record)
 
 
 @command

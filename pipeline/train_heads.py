@@ -17,7 +17,6 @@ all: ``heads.safetensors``, ``heads.json``, and ``loss.csv`` with the loss curve
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 import sys
@@ -31,7 +30,6 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from baselines.medusa_heads import HeadsRecord, MedusaHeads, rows_of, save_heads
 from baselines.medusa_tree import fit_paths
@@ -39,6 +37,7 @@ from pipeline.errors import UserError, command, tell
 from pipeline.files import atomic_path, atomic_write, sha256_of, sha256_of_all
 from pipeline.heads_states import IGNORED, Pair, States, choose_shortlist, kept_or_read, labels_of, read_text
 from pipeline.prepare import check_source
+from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
 
 HEAD_DECAY = 0.8  # loss weight of each head relative to the one before it, as in the paper
 TOP_CHOICES = 10  # choices of a head whose accuracy is measured
@@ -85,14 +84,6 @@ def _whole_batch(batch: Any) -> dict[str, Any]:
     return dict(batch)
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """Return the newest checkpoint that a Trainer left in ``folder``."""
-    if not folder.is_dir():
-        return None
-    found: str | None = get_last_checkpoint(str(folder))  # type: ignore[no-untyped-call]
-    return found
-
-
 def train(heads: MedusaHeads, data: States, settings: Settings, work: Path) -> list[dict[str, Any]]:
     """Train ``heads`` in place, from the last checkpoint in ``work`` if there is one; return the loss curve."""
     on_cpu = not torch.cuda.is_available()
@@ -122,7 +113,7 @@ def train(heads: MedusaHeads, data: States, settings: Settings, work: Path) -> l
         model=HeadsWithLoss(heads), args=arguments, train_dataset=data, data_collator=_whole_batch
     )
     checkpoints = Path(arguments.output_dir or "")
-    last = _last_checkpoint(checkpoints)
+    last = last_checkpoint(checkpoints)
     if last:
         say(f"going on from {Path(last).name}")
     trainer.train(resume_from_checkpoint=last)
@@ -145,14 +136,10 @@ def measure(
     return [[round(share, 5) for share in row] for row in (hits / counts[:, None]).tolist()]
 
 
-def prepare_work(work: Path, settings: Settings, model_dir: Path, text: Path) -> None:
-    """Keep what a killed run left in ``work`` if it was the same run, else start with an empty folder."""
+def description(settings: Settings, model_dir: Path, text: Path) -> dict[str, Any]:
+    """Return all that the heads depend on: a run that was killed is gone on with only if it was the same."""
     weights = sha256_of_all(model_dir.glob("*.safetensors"))
-    run = {**asdict(settings), "model_sha256": weights, "text_sha256": sha256_of(text)}
-    stamp, described = work / "run.json", json.dumps(run, indent=2) + "\n"
-    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != described:
-        shutil.rmtree(work, ignore_errors=True)
-        atomic_write(stamp, described)
+    return {**asdict(settings), "model_sha256": weights, "text_sha256": sha256_of(text)}
 
 
 def read_target(
@@ -187,8 +174,7 @@ def train_heads(model_dir: Path, text: Path, output: Path, settings: Settings) -
         raise UserError(f"--model: {model_dir} is not a model folder; run python -m pipeline.fetch first")
     pairs = read_text(text)
     shortlist = choose_shortlist(pairs["train"], settings.shortlist_size)
-    work = output.with_name(f".{output.name}.partial")
-    prepare_work(work, settings, model_dir, text)
+    work = prepared_work(output.with_name(f".{output.name}.partial"), description(settings, model_dir, text))
     target = read_target(model_dir, pairs, shortlist, work, text.parent / "states")
     rows = torch.tensor(rows_of(shortlist, int(target["vocabulary"])))
     set_seed(settings.seed)
@@ -217,14 +203,8 @@ def finish(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     save_heads(folder, heads, record)
-    with (folder / "loss.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["step", "epoch", "loss", "learning_rate"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(curve)
-    if output.exists():
-        output.rename(work / "old")
-    folder.rename(output)
-    shutil.rmtree(work, ignore_errors=True)
+    write_loss_curve(folder, curve)
+    publish(work, folder, output)
 
 
 def say(line: str) -> None:

@@ -1,0 +1,56 @@
+"""The folder that a training works in: it outlives a killed run, and becomes the result at once.
+
+Example::
+
+    work = prepared_work(output.with_name(f".{output.name}.work"), settings)    # a killed run's, or an empty one
+    trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+    write_loss_curve(work / "draft", trainer.state.log_history)
+    publish(work, work / "draft", output)
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import atomic_write
+
+
+def prepared_work(work: Path, settings: Mapping[str, Any]) -> Path:
+    """Return ``work``, emptied unless it is of an unfinished training with the same settings."""
+    stamp, described = work / "settings.json", json.dumps(settings, indent=2) + "\n"
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != described:
+        shutil.rmtree(work, ignore_errors=True)
+        atomic_write(stamp, described)
+    return work
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest checkpoint that a Trainer left in ``folder``."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if not folder.is_dir():
+        return None
+    found: str | None = get_last_checkpoint(str(folder))  # type: ignore[no-untyped-call]
+    return found
+
+
+def write_loss_curve(folder: Path, log: Iterable[Mapping[str, Any]]) -> None:
+    """Write what a Trainer logged of its loss to ``loss.csv``."""
+    with (folder / "loss.csv").open("w", encoding="utf-8", newline="") as file:
+        names = ["step", "epoch", "loss", "learning_rate"]
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(log)
+
+
+def publish(work: Path, folder: Path, output: Path) -> None:
+    """Let ``folder`` become ``output``, in place of an older one, and remove ``work``."""
+    if output.exists():
+        output.rename(work / "old")
+    folder.rename(output)
+    shutil.rmtree(work, ignore_errors=True)
