@@ -9,9 +9,9 @@ a floor that sinks where the target itself is undecided. The longest accepted pa
 by the target. The token after it is the target's own choice, so each step has at least one (the paper's first token,
 which is always accepted). The most likely token always passes where delta <= 1, since p_max >= exp(-H(p)).
 
-The defaults epsilon 0.09 and delta 0.3 are those of the authors' code (``posterior_threshold`` and ``posterior_alpha`` of
-``medusa_generate`` in FasterDecoding/Medusa, medusa/model/medusa_model.py). The temperature 0.7 is ours: theirs is 0,
-which leaves p a point.
+The defaults epsilon 0.09 and delta 0.3 are those of the authors' code (``posterior_threshold`` and ``posterior_alpha``
+of ``medusa_generate`` in FasterDecoding/Medusa, medusa/model/medusa_model.py). The temperature 0.7 is ours: theirs is
+0, which leaves p a point.
 
 The text is not the target's: a method that accepts like this is named for it and never called lossless. Example::
 
