@@ -27,9 +27,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from decoding import Generation, Sampling, Step, StopStrings
+from decoding.loading import end_tokens
 from decoding.sampling import GREEDY
 from decoding.stopping import NO_STRINGS, Cut, Ending
-from decoding.target import end_tokens
 
 
 class _StepClock(StoppingCriteria):

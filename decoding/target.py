@@ -31,15 +31,14 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from decoding import graphs
 from decoding.cache import KVCache
-from decoding.linear import make_linear
-from decoding.llama import LlamaWeights, MakeLinear, ReadTensor, forward
-from decoding.native import Int8Linear, NativeEngine, NativeLinear, why_not
+from decoding.llama import LlamaWeights, ReadTensor, forward
+from decoding.loading import end_tokens, layout_for, open_tensors
+from decoding.native import Int8Linear, NativeEngine, NativeLinear
 from decoding.tree import CandidateTree
 
 
@@ -72,6 +71,7 @@ class TargetModel:
         folder: where it was loaded from, so that what is trained for it can be checked against it.
 
     Attributes:
+        native: the compiled engine, where it runs.
         weight_type: what the weights are kept in where that is not ``dtype``: int8 or None.
     """
 
@@ -84,14 +84,14 @@ class TargetModel:
         folder: Path | None = None,
     ) -> None:
         self.weights = weights
-        self._native = NativeEngine(weights) if isinstance(weights.head, NativeLinear) else None
+        self.native = NativeEngine(weights) if isinstance(weights.head, NativeLinear) else None
         self.folder = folder
         self.decode_width = decode_width
         self.end_token_ids = frozenset(end_token_ids)
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
         self.weight_type = "int8" if isinstance(weights.head, Int8Linear) else None
-        can_capture = self._native is None and self.device.type in graphs.DEVICE_TYPES
+        can_capture = self.native is None and self.device.type in graphs.DEVICE_TYPES
         self._graphs = graphs.DecodeGraphs(weights) if can_capture else None
 
     @classmethod
@@ -116,19 +116,46 @@ class TargetModel:
         """
         folder, device = Path(folder), torch.device(device)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        make = _layout_for(engine, weights, config, dtype, device)
         with ExitStack() as stack:
-            loaded = LlamaWeights.load(config, _open_tensors(folder, stack), dtype, device, make)
+            target = cls.from_tensors(
+                config,
+                open_tensors(folder, stack),
+                dtype=dtype,
+                device=device,
+                decode_width=decode_width,
+                engine=engine,
+                weights=weights,
+                end_token_ids=end_tokens(folder, config),
+            )
+        target.folder = folder
+        return target
+
+    @classmethod
+    def from_tensors(
+        cls,
+        config: PretrainedConfig,
+        read: ReadTensor,
+        *,
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        decode_width: int | str | None = "default",
+        engine: str = "auto",
+        weights: str | None = None,
+        end_token_ids: Sequence[int] = (),
+    ) -> TargetModel:
+        """Lay out the tensors that ``read(name)`` returns, as :meth:`from_pretrained` does those of a folder."""
+        device = torch.device(device)
+        make = layout_for(engine, weights, config, dtype, device)
+        loaded = LlamaWeights.load(config, read, dtype, device, make)
         width = default_decode_width(dtype, device) if decode_width == "default" else decode_width
         if isinstance(loaded.head, NativeLinear):
             width = None  # no row depends on another: padding would change nothing
-        ends = end_tokens(folder, config)
-        return cls(loaded, decode_width=width, end_token_ids=ends, folder=folder)  # type: ignore[arg-type]
+        return cls(loaded, decode_width=width, end_token_ids=end_token_ids)  # type: ignore[arg-type]
 
     @property
     def engine(self) -> str:
         """What has run the forward passes so far: native, cuda-graph, or eager, as soon as one capture has failed."""
-        if self._native is not None:
+        if self.native is not None:
             return "native"
         return "cuda-graph" if self._graphs is not None and self._graphs.in_use else "eager"
 
@@ -179,9 +206,9 @@ class TargetModel:
         if not prompt_ids or cache.length:
             raise ValueError(f"prefill of {len(prompt_ids)} tokens into a cache of length {cache.length}")
         cache.check_room(len(prompt_ids))
-        if self._native is not None:
+        if self.native is not None:
             length = len(prompt_ids)
-            hidden, logits = self._native.forward(cache, prompt_ids, range(length), range(-1, length - 1), length - 1)
+            hidden, logits = self.native.forward(cache, prompt_ids, range(length), range(-1, length - 1), length - 1)
             cache.keep(range(length))
             return TreeOutput(logits, hidden[-1:])
         tokens = torch.tensor(prompt_ids, device=self.device)
@@ -193,11 +220,11 @@ class TargetModel:
     @torch.inference_mode()
     def read(self, cache: KVCache, tree: CandidateTree) -> TreeOutput:
         """Run one forward pass over a candidate tree; its rows stay uncommitted until ``cache.keep``."""
-        if self._native is not None:
+        if self.native is not None:
             cache.check_room(tree.width)
             last = self.max_context - 1  # see _read_plainly
             positions = [min(cache.length + depth, last) for depth in tree.depths]
-            hidden, logits = self._native.forward(cache, tree.tokens, positions, tree.parents)
+            hidden, logits = self.native.forward(cache, tree.tokens, positions, tree.parents)
             return TreeOutput(logits, hidden)
         if self._graphs is not None and self._graphs.problem is None:
             width = graphs.graph_width(tree.width, self.decode_width)
@@ -235,13 +262,13 @@ class TargetModel:
         """
         for cache in caches:
             cache.check_room(1)
-        if self._native is None:
+        if self.native is None:
             trees = [CandidateTree((token,), (-1,)) for token in tokens]
             # Not as graphs: there would be one for each cache.
             outputs = [self._read_plainly(cache, tree) for cache, tree in zip(caches, trees, strict=True)]
             logits, hidden = (torch.cat(rows) for rows in zip(*outputs, strict=True))
         else:
-            hidden, logits = self._native.forward_each(caches, tokens)
+            hidden, logits = self.native.forward_each(caches, tokens)
         for cache in caches:
             cache.keep([0])
         return TreeOutput(logits, hidden)
@@ -254,46 +281,3 @@ class TargetModel:
         visible[tree.width :, cache.length] = True
         mask = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(~visible, -torch.inf)
         return mask.repeat(self.weights.num_heads // self.weights.num_kv_heads, 1).to(self.device)
-
-
-def _layout_for(
-    engine: str, weights: str | None, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
-) -> MakeLinear:
-    """Return the layout of weights that ``engine`` reads.
-
-    Raises:
-        ValueError: there is no such engine or layout, or native or int8 was asked for and cannot be.
-    """
-    if engine not in ("auto", "native", "eager"):
-        raise ValueError(f"engine must be auto, native or eager, not {engine!r}")
-    if weights not in (None, "int8"):
-        raise ValueError(f"weights must be int8 or None, not {weights!r}")
-    if weights and dtype != torch.bfloat16:
-        raise ValueError(f"weights in int8 are computed in bfloat16, not in {str(dtype).removeprefix('torch.')}")
-    problem = "the eager one was asked for" if engine == "eager" else why_not(config, dtype, device)
-    if problem and weights:
-        raise ValueError(f"weights in int8 need the native engine, which cannot run here: {problem}")
-    if problem and engine == "native":
-        raise ValueError(f"the native engine cannot run here: {problem}")
-    return make_linear if problem else Int8Linear if weights else NativeLinear
-
-
-def end_tokens(folder: Path, config: PretrainedConfig) -> tuple[int, ...]:
-    """Return the ids that end a text, from the generation config where there is one."""
-    source: PretrainedConfig | GenerationConfig = config
-    if (folder / "generation_config.json").exists():
-        source = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    ids = source.eos_token_id
-    return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
-
-
-def _open_tensors(folder: Path, stack: ExitStack) -> ReadTensor:
-    """Return a function that reads one tensor by name from the folder's safetensors files."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"no safetensors weights in {folder}")
-    handles = {}
-    for file in files:
-        handle = stack.enter_context(safe_open(file, framework="pt"))
-        handles.update(dict.fromkeys(handle.keys(), handle))
-    return lambda name: handles[name].get_tensor(name) if name in handles else None

@@ -106,7 +106,7 @@ class _Model(Structure):
 class _Batch(Structure):
     _fields_ = (
         *((name, c_int64) for name in ("width", "length", "capacity")),
-        *((name, c_void_p) for name in ("tokens", "positions", "parents")),
+        *((name, c_void_p) for name in ("tokens", "positions", "parents", "leading")),
         *((name, c_void_p) for name in ("cache", "caches", "lengths", "scratch", "hidden")),
         ("first_logit_row", c_int64),
         ("logits", c_void_p),
@@ -179,6 +179,22 @@ class NativeEngine:
         """
         numbers = torch.tensor([tokens, positions, parents], dtype=torch.int64)
         return self._run(numbers, _Batch(cache=cache.buffer.data_ptr(), length=cache.length), cache, first_logit_row)
+
+    def forward_block(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        leading: Sequence[int],
+        first_logit_row: int,
+    ) -> tuple[Float[Tensor, "w d"], Float[Tensor, "w2 v"]]:
+        """Run a block whose rows see the cached prefix and its own first ``leading[i]`` rows, later ones included.
+
+        Otherwise as :meth:`forward`; a row's arithmetic depends on what it sees alone.
+        """
+        numbers = torch.tensor([tokens, positions, leading], dtype=torch.int64)
+        batch = _Batch(cache=cache.buffer.data_ptr(), length=cache.length, leading=numbers[2].data_ptr())
+        return self._run(numbers, batch, cache, first_logit_row)
 
     def forward_each(
         self, caches: Sequence[KVCache], tokens: Sequence[int]

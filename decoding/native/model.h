@@ -41,6 +41,7 @@ struct Model {
 struct Batch {
     int64_t width, length, capacity;
     const int64_t *tokens, *positions, *parents;  // parents: -1 for the root
+    const int64_t* leading;  // or, in place of parents, how many leading rows of the batch each row sees
     void* cache;
     // Or each row its own text: caches [width] of one capacity, lengths [width]; parents are then not read.
     void** caches;
@@ -63,6 +64,10 @@ struct Sight {
 std::vector<Sight> sights(const Batch& b) {
     if (b.caches) return std::vector<Sight>(b.width, {1, {}});
     std::vector<Sight> found(b.width);
+    if (b.leading) {
+        for (int64_t w = 0; w < b.width; w++) found[w].leading = b.leading[w];
+        return found;
+    }
     for (int64_t w = 0; w < b.width; w++) {
         const int64_t parent = b.parents[w];
         if (parent < 0) {
