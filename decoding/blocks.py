@@ -52,7 +52,8 @@ def read_block(
     if not width or len(positions) != width or len(leading) != width:
         raise ValueError(f"a block of {width} tokens, {len(positions)} positions and {len(leading)} leading counts")
     if min(leading) < (cache.length == 0) or max(leading) > width:
-        raise ValueError(f"rows that see {min(leading)} to {max(leading)} of {width} rows and a prefix of {cache.length}")
+        seen = f"{min(leading)} to {max(leading)} of {width} rows"
+        raise ValueError(f"rows that see {seen} and a prefix of {cache.length}")
     if not 0 <= min(positions) <= max(positions) < target.max_context:
         raise ValueError(f"positions {min(positions)} to {max(positions)} in a context of {target.max_context}")
     cache.check_room(width)

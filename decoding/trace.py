@@ -48,6 +48,9 @@ class Generation:
         prefill_accepted: draft tokens that prefill added to the text.
         prefill_candidates: draft tokens that prefill verified.
         prefill_draft_forwards: forward passes of a draft model before the first token.
+        prefill_forwards: forward passes of the model before the first token; more than one where tokens are settled in
+            another order than the text's.
+        prefill_emitted: tokens that they settled.
     """
 
     output_ids: tuple[int, ...]
@@ -58,6 +61,8 @@ class Generation:
     prefill_accepted: int = 0
     prefill_candidates: int = 0
     prefill_draft_forwards: int = 0
+    prefill_forwards: int = 1
+    prefill_emitted: int = 1
 
     @property
     def num_new_tokens(self) -> int:
@@ -82,7 +87,7 @@ class Generation:
     @property
     def target_forwards(self) -> int:
         """Forward passes of the target model, prefill included."""
-        return 1 + len(self.steps)
+        return self.prefill_forwards + len(self.steps)
 
     @property
     def draft_forwards(self) -> int:

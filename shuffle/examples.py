@@ -1,0 +1,55 @@
+"""Training examples, a prompt and its target, as tensors: kept apart, or one behind the other.
+
+Example::
+
+    batch = collate_pairs([Example((5, 6), (7, 8, 2))])      # input_ids [1, 2], attention_mask [1, 2], labels [1, 3]
+    batch = collate_joined([Example((5, 6), (7, 8, 2))])     # input_ids [1, 5], ..., labels -100 -100 7 8 2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+IGNORED = -100  # the label that a loss leaves out
+
+
+class Example(NamedTuple):
+    """A prompt's ids, and the ids to be generated from it, the end token among them."""
+
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+
+
+def padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Int[Tensor, "b t"]:
+    """Return the rows as one tensor, the shorter ones filled with ``value`` behind, or before."""
+    width = max(map(len, rows))
+    out = torch.full((len(rows), width), value)
+    for i, row in enumerate(rows):
+        start = width - len(row) if left else 0
+        out[i, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+    return out
+
+
+def collate_pairs(examples: Sequence[Example], pad_id: int = 0) -> dict[str, Tensor]:
+    """Return prompts padded on the left, ``[B, n]``, and targets as labels padded on the right, ``[B, T]``."""
+    prompts = [example.prompt_ids for example in examples]
+    return {
+        "input_ids": padded(prompts, pad_id, left=True),
+        "attention_mask": padded([[1] * len(prompt) for prompt in prompts], 0, left=True),
+        "labels": padded([example.target_ids for example in examples], IGNORED),
+    }
+
+
+def collate_joined(examples: Sequence[Example], pad_id: int = 0) -> dict[str, Tensor]:
+    """Return prompt and target as one sequence ``[B, T]``, padded on the right; labels on the target alone."""
+    rows = [[*prompt, *target] for prompt, target in examples]
+    return {
+        "input_ids": padded(rows, pad_id),
+        "attention_mask": padded([[1] * len(row) for row in rows], 0),
+        "labels": padded([[IGNORED] * len(prompt) + [*target] for prompt, target in examples], IGNORED),
+    }

@@ -1,0 +1,96 @@
+"""What every parallel generator offers, and the clock that tells of its forward passes as of any other method's steps.
+
+A pass may settle several tokens, in any order. The time to first token ends with the pass that settles the first token
+of the text; the passes after it are the steps.
+
+Example::
+
+    clock = PassClock(len(prompt_ids))
+    while unsettled:
+        ...                                    # one forward pass
+        clock.tick(num_settled, first_is_known)
+    return clock.generation(output_ids, truncated=False)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from decoding import Generation, Step, StopStrings
+from decoding.stopping import NO_STRINGS
+
+
+class ParallelGenerator(Protocol):
+    """A model that generates in parallel, laid out for decoding; built by ``from_pretrained(folder, ...)``."""
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop: StopStrings = NO_STRINGS,
+        generator: torch.Generator | None = None,
+    ) -> Generation:
+        """Generate from one prompt until an end token, a stop string or the limit."""
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        generator: torch.Generator | None = None,
+    ) -> list[tuple[int, ...]]:
+        """Generate from many prompts at once; the new ids of each, an end token included."""
+
+
+class PassClock:
+    """Times the forward passes of one generation, from its own making on."""
+
+    def __init__(self, prompt_length: int) -> None:
+        self.prompt_length = prompt_length
+        self._settled: list[int] = []
+        self._seconds: list[float] = []
+        self._first: int | None = None  # passes until the first token was known
+        self._last = time.perf_counter()
+
+    def tick(self, settled: int, first_is_known: bool) -> None:
+        """End a pass that settled ``settled`` tokens; ``first_is_known`` once the text's first token is among them."""
+        now = time.perf_counter()
+        self._settled.append(settled)
+        self._seconds.append(now - self._last)
+        self._last = now
+        if first_is_known and self._first is None:
+            self._first = len(self._settled)
+
+    @property
+    def num_passes(self) -> int:
+        """Passes so far."""
+        return len(self._settled)
+
+    def generation(self, output_ids: Sequence[int], truncated: bool) -> Generation:
+        """Return the record; what follows the last pass counts to it.
+
+        The tokens of the passes are cut to those of the text, from the last pass back: what was settled behind an end
+        token is no text.
+        """
+        self._seconds[-1] += time.perf_counter() - self._last
+        excess = sum(self._settled) - len(output_ids)
+        for i in reversed(range(len(self._settled))):
+            taken = min(self._settled[i], max(excess, 0))
+            self._settled[i] -= taken
+            excess -= taken
+        first = self._first or len(self._settled)
+        steps = zip(self._settled[first:], self._seconds[first:], strict=True)
+        return Generation(
+            output_ids=tuple(output_ids),
+            prompt_length=self.prompt_length,
+            truncated=truncated,
+            ttft_s=sum(self._seconds[:first]),
+            steps=tuple(Step(n, 0, 0, draft_forwards=0, draft_s=0.0, total_s=seconds) for n, seconds in steps),
+            prefill_forwards=first,
+            prefill_emitted=sum(self._settled[:first]),
+        )
