@@ -16,7 +16,7 @@ Example::
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +118,7 @@ class ParallelModel(PreTrainedModel):
     config_class = BackboneConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer"]
+    _no_split_modules = ["LlamaDecoderLayer"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
