@@ -11,7 +11,6 @@ Example::
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -26,15 +25,14 @@ from transformers import AutoTokenizer
 from baselines.autoregressive import AutoregressiveDrafter
 from decoding import Generation, Sampling, SpeculativeDecoder, StopStrings, TargetModel
 from decoding.stopping import cut_at
+from pipeline.cell_summary import summary_of
 from pipeline.clock import MemoryMeter, measure_limits, quiet, settle
 from pipeline.divergence import top2_margin
-from pipeline.files import sha256_of_all
-from pipeline.machine import describe_machine, git_state, package_versions
-from pipeline.methods import Generates, build_decoder, build_peer, keeps_state, unlearned
+from pipeline.methods import Generates, build_decoder, build_generator, build_peer, keeps_state, unlearned
 from pipeline.precision import precision_of
 from pipeline.record import Journal, Record, run_record
 from pipeline.registry import METHODS, find
-from pipeline.summary import first_divergences, summarise
+from pipeline.summary import first_divergences
 
 WARM_UP_TOKENS = 16
 
@@ -94,13 +92,8 @@ class Bench:
         self.meter = MemoryMeter(self.device)
         self.sampling = Sampling(**spec.sampling)
         floor = self.meter.resident()
-        if METHODS[spec.method].kind == "peer":
-            self.method: Generates = build_peer(
-                *(spec.method, spec.options, spec.model_dir, spec.parts),
-                precision=self.precision,
-                device=self.device,
-                sampling=self.sampling,
-            )
+        if METHODS[spec.method].kind != "drafter":
+            self.method: Generates = self.load_other()
             self.warm_up(self.method, requests)
             self.method_bytes = self.meter.resident() - floor
             self.target = self.load_target()
@@ -114,6 +107,14 @@ class Bench:
         # Last, since what it leaves behind would hide what the models take.
         self.limits = measure_limits(self.device, self.precision.arithmetic)
         settle()
+
+    def load_other(self) -> Generates:
+        """Load what brings a model of its own: a peer, or a parallel generator."""
+        spec = self.spec
+        where: dict[str, Any] = {"precision": self.precision, "device": self.device}
+        if METHODS[spec.method].kind == "generator":
+            return build_generator(spec.method, spec.options, spec.parts, **where)
+        return build_peer(spec.method, spec.options, spec.model_dir, spec.parts, sampling=self.sampling, **where)
 
     def load_target(self) -> TargetModel:
         """Load the target model that the baseline, and a drafter, run on."""
@@ -223,11 +224,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def hardware_name(device: torch.device) -> str:
-    """Return the GPU's or the processor's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(describe_machine()["cpu"])
-
-
 def run_cell(
     spec: CellSpec, requests: list[Record], journal: Journal, parent: int
 ) -> tuple[list[Record], dict[str, Any]]:
@@ -249,52 +245,3 @@ def run_cell(
             bar.update()
     records = [journal.records[request["prompt_id"]] for request in requests]
     return records, summary_of(bench, records, requests) | {"resumed_prompts": journal.num_resumed}
-
-
-def part_bytes_of(method: Generates) -> int:
-    """Return the bytes of weights that one forward pass of the method's draft model, or of its heads, reads."""
-    drafter = method.drafter if isinstance(method, SpeculativeDecoder) else method
-    return int(getattr(drafter, "part_bytes", 0))
-
-
-def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> dict[str, Any]:
-    """Return what goes into ``cell.json``."""
-    spec, weights = bench.spec, bench.target.weights
-    is_peer = METHODS[spec.method].kind == "peer"
-    part_bytes = part_bytes_of(bench.method)
-    cache_bytes_per_token = bench.target.new_cache(1).bytes_per_token
-    longest = max(len(request["prompt_ids"]) + request["max_new_tokens"] for request in requests)
-    figures = summarise(
-        records,
-        weight_bytes=weights.weight_bytes,
-        parameter_bytes=bench.target.parameter_bytes,
-        cache_bytes_per_token=cache_bytes_per_token,
-        limits=bench.limits.or_better(measure_limits(bench.device, bench.precision.arithmetic)),
-        part_bytes=part_bytes,
-    )
-    if not bench.sampling.is_greedy:
-        figures["lossless_match"] = None  # sampled texts differ by chance: their distribution is what tests hold equal
-    if is_peer and not spec.parts:
-        figures["draft_s"] = None  # transformers does not tell when it looks up
-    return {
-        "status": "ok",
-        "reason": "",
-        **spec.identity,
-        "device": bench.device.type,
-        "hardware": hardware_name(bench.device),
-        "num_threads": bench.num_threads,
-        **figures,
-        "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
-        "weight_bytes": weights.weight_bytes,
-        "part_bytes": part_bytes,
-        "parts": {name: sha256_of_all(folder.glob("*.safetensors")) for name, folder in spec.parts.items()},
-        "engine": "transformers" if is_peer else bench.target.engine,
-        "cache_bytes": None if is_peer else cache_bytes_per_token * bench.target.capacity_for(longest, 1),
-        "decode_width": None if is_peer else bench.target.decode_width,
-        "divergences": bench.margins(records, requests) if bench.sampling.is_greedy else [],
-        "repeats": spec.repeats,
-        "warmup_prompts": spec.warmup_prompts,
-        "timestamp_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": git_state(Path(__file__).parent),
-        "versions": package_versions(),
-    }

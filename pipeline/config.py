@@ -33,6 +33,7 @@ from pipeline.config_sections import (
     TaskSettings,
     TrainingSettings,
 )
+from pipeline.config_twins import TwinSettings
 from pipeline.errors import UserError, nearest
 from pipeline.registry import METHODS, TASKS, find
 
@@ -53,6 +54,7 @@ class Settings(Section):
     tasks: Annotated[dict[str, TaskSettings], Field(min_length=1)]
     training: TrainingSettings = TrainingSettings()
     exactness: ExactnessSettings = ExactnessSettings()
+    twins: dict[Name, TwinSettings] = Field(default={})
 
     @field_validator("repeats")
     @classmethod
@@ -66,7 +68,27 @@ class Settings(Section):
     def _methods_exist(cls, methods: Any) -> Any:
         if not isinstance(methods, Mapping):
             return methods
-        return {name: _checked_options(name, {} if options is None else options) for name, options in methods.items()}
+        return checked_methods(methods)
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_run_on_models(cls, methods: dict[str, Any]) -> dict[str, Any]:
+        for name in methods:
+            if METHODS[name].kind == "generator":
+                raise ValueError(f"{name!r} is a model of its own: it goes under twins, beside its autoregressive twin")
+        return methods
+
+    @field_validator("twins", mode="before")
+    @classmethod
+    def _twins_methods_exist(cls, twins: Any) -> Any:
+        if not isinstance(twins, Mapping):
+            return twins
+        return {
+            name: {**twin, "methods": checked_methods(twin["methods"], f"twins.{name}.")}
+            if isinstance(twin, Mapping) and isinstance(twin.get("methods"), Mapping)
+            else twin
+            for name, twin in twins.items()
+        }
 
     @field_validator("tasks")
     @classmethod
@@ -83,6 +105,11 @@ class Settings(Section):
     def _drafts_have_names_of_their_own(self) -> Settings:
         for name in self.models.keys() & self.drafts.keys():
             raise ValueError(f"models.{name}: the draft model of {name.removesuffix('.draft')!r} has this name")
+        for name in self.twins.keys() & (self.models.keys() | self.drafts.keys()):
+            raise ValueError(f"twins.{name}: a model has this name")
+        asked = [*self.tasks, *(twin.task for twin in self.twins.values())]
+        for task in {task for task in asked if asked.count(task) > 1}:
+            raise ValueError(f"twins: task {task!r} is asked for twice; a task has one source of data in a run")
         return self
 
     @property
@@ -108,30 +135,36 @@ def load(source: Mapping[str, Any] | str | Path) -> Settings:
         raise UserError(f"config: {_explain(details[0])}{more}") from None
 
 
-def _checked_options(method: object, options: Any) -> dict[str, Any]:
+def checked_methods(methods: Mapping[Any, Any], where: str = "") -> dict[str, dict[str, Any]]:
+    """Return the methods with their options in the right types; ``where`` is what stands before ``methods``."""
+    given = {name: {} if options is None else options for name, options in methods.items()}
+    return {name: _checked_options(name, options, where) for name, options in given.items()}
+
+
+def _checked_options(method: object, options: Any, where: str) -> dict[str, Any]:
     """Return a method's options with their values in the right types."""
     if not isinstance(method, str):
-        raise UserError(f"methods: {method!r} is not a name; known: {', '.join(METHODS)}")
+        raise UserError(f"{where}methods: {method!r} is not a name; known: {', '.join(METHODS)}")
     entry = find(method, METHODS, "method")
     if not isinstance(options, Mapping):
-        raise UserError(f"methods.{method} = {options!r}: should be a mapping of options")
+        raise UserError(f"{where}methods.{method} = {options!r}: should be a mapping of options")
     types, checked = entry.all_options, {}
     for name, value in options.items():
         if name not in types:
             hint = nearest(str(name), types) if types else "it takes none"
-            raise UserError(f"methods.{method}.{name} = {value!r}: {method} has no such option; {hint}")
+            raise UserError(f"{where}methods.{method}.{name} = {value!r}: {method} has no such option; {hint}")
         try:
             checked[name] = TypeAdapter(types[name]).validate_python(value)
             if isinstance(value, bool) and types[name] is not bool:
-                raise UserError(f"methods.{method}.{name} = {value!r}: should be a number")
+                raise UserError(f"{where}methods.{method}.{name} = {value!r}: should be a number")
         except ValidationError as error:
             problem = _uncapitalised(error.errors()[0]["msg"])
-            raise UserError(f"methods.{method}.{name} = {value!r}: {problem}") from None
+            raise UserError(f"{where}methods.{method}.{name} = {value!r}: {problem}") from None
     try:
         if entry.check:
             entry.check(checked)
     except ValueError as error:
-        raise UserError(f"methods.{method}: {error}") from None
+        raise UserError(f"{where}methods.{method}: {error}") from None
     return checked
 
 

@@ -132,7 +132,7 @@ class TaskSettings(Section):
     def _has_at_most_one_source(self) -> TaskSettings:
         _one_source({"hub": self.hub, "path": self.path}, required=False)
         _used("revision", self.revision, "hub", self.hub)
-        _exists(self.path)
+        exists(self.path)
         return self
 
 
@@ -188,7 +188,8 @@ def _used(key: str, value: object, other: str, wanted: object) -> None:
         raise ValueError(f"{key} {value!r} is of no use without {other!r}")
 
 
-def _exists(path: Path | None) -> None:
+def exists(path: Path | None) -> None:
+    """Check that a path of the configuration is there, and name the nearest one if not."""
     if path is not None and not path.exists():
         parent = next(folder for folder in path.absolute().parents if folder.is_dir())
         known = [other.name for other in parent.iterdir()] if parent == path.absolute().parent else []
@@ -196,6 +197,6 @@ def _exists(path: Path | None) -> None:
 
 
 def _model_folder(path: Path | None) -> None:
-    _exists(path)
+    exists(path)
     if path and not path.is_dir():
         raise ValueError(f"path {str(path)!r} is a file; should be a model's folder")

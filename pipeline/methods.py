@@ -1,4 +1,4 @@
-"""From a method's name to what runs it: the drafter on our engine, its acceptance rule, or a peer.
+"""From a method's name to what runs it: the drafter on our engine, its acceptance rule, a peer, or a generator.
 
 A drafter that needs the target, trained parts or the sampling has a ``from_target``; the others are built from their
 options alone. Some keep what they have learned from prompt to prompt (``warm_start``): what is run only to warm the
@@ -25,6 +25,7 @@ from decoding import Drafter, Generation, Sampling, SpeculativeDecoder, StopStri
 from decoding.cache import KVCache
 from pipeline.precision import Precision
 from pipeline.registry import METHODS, find, import_target
+from shuffle.passes import ParallelGenerator
 
 
 class Generates(Protocol):
@@ -84,6 +85,24 @@ def build_peer(
         model_dir, dtype=precision.arithmetic, device=device, sampling=sampling, **parts, **options, **entry.fixed
     )
     return peer
+
+
+def build_generator(
+    method: str, options: Mapping[str, Any], parts: Mapping[str, Path], *, precision: Precision, device: torch.device
+) -> ParallelGenerator:
+    """Return a model that generates in parallel, loaded from the weights that ``method`` names.
+
+    Raises:
+        ValueError: an option is out of range, or the weights are to be in int8.
+    """
+    if precision.weights is not None:
+        raise ValueError(f"{method}: weights in {precision.weights} are for models of the autoregressive engine alone")
+    entry = find(method, METHODS, "method")
+    (weights,) = entry.parts
+    generator: ParallelGenerator = import_target(entry.target).from_pretrained(
+        parts[weights], dtype=precision.arithmetic, device=device, **options, **entry.fixed
+    )
+    return generator
 
 
 def keeps_state(generates: Generates) -> bool:

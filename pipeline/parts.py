@@ -17,7 +17,8 @@ from typing import Any
 from pipeline.errors import UserError, nearest
 from pipeline.registry import METHODS, find
 
-RECORDS = ("source.json", "draft.json", "heads.json")  # of a draft model that was fetched, of one trained, of heads
+# of a draft model that was fetched, of one trained, of heads, of a mixer, of a parallel generator
+RECORDS = ("source.json", "draft.json", "heads.json", "mixer.json", "generator.json")
 
 
 def part_argument(text: str) -> tuple[str, Path]:

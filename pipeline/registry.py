@@ -10,83 +10,26 @@ write its file and add its line; a test compares ``options`` with what the metho
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from pipeline.entries import Method, Origin, Part, Task
 from pipeline.errors import UserError, nearest
+from pipeline.parallel import PARALLEL_METHODS
 
 Entry = TypeVar("Entry")
-Origin = Literal["embedded", "path", "hub"]
-Part = Literal["draft", "heads"]
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to generate.
-
-    ``target`` is ``module:name`` of a class: of a drafter or, for a peer, of one with ``from_pretrained``. ``lossless``
-    is what the method claims. ``kind`` is ``drafter`` (runs in our engine) or ``peer`` (another library's own loop).
-    ``options`` gives the type of each option that a configuration may set; the default values are the target's own.
-    ``fixed`` are options that the method's name stands for, which no configuration may set. ``parts`` are the trained
-    parts that it cannot do without. ``acceptance`` is ``module:name`` of a lossy rule, with ``acceptance_options`` like
-    ``options``. ``also`` are modules that it only imports when it is built. ``needs`` says which parts it needs where
-    that depends on its options. ``check`` raises ValueError where options that are right one by one do not go together.
-    """
-
-    target: str
-    lossless: bool
-    kind: Literal["drafter", "peer"]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    check: Callable[[Mapping[str, Any]], None] | None = None
-    parts: tuple[Part, ...] = ()
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    acceptance: str | None = None
-    acceptance_options: Mapping[str, Any] = field(default_factory=dict)
-    also: tuple[str, ...] = ()
-    needs: Callable[[Mapping[str, Any]], tuple[Part, ...]] | None = None
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The modules that define the method."""
-        return (*(name.partition(":")[0] for name in (self.target, self.acceptance) if name), *self.also)
-
-    def parts_with(self, options: Mapping[str, Any]) -> tuple[Part, ...]:
-        """Return the trained parts that the method needs with these options."""
-        return self.needs(options) if self.needs else self.parts
-
-    @property
-    def all_options(self) -> Mapping[str, Any]:
-        """The type of each option that a configuration may set, the drafter's and the rule of acceptance's."""
-        return {**self.options, **self.acceptance_options}
-
-    @property
-    def definition(self) -> str:
-        """What the name stands for, as text that changes when that does."""
-        return " ".join([self.target, *filter(None, [self.acceptance]), *(f"{k}={v!r}" for k, v in self.fixed.items())])
-
-
-@dataclass(frozen=True)
-class Task:
-    """One thing to ask for.
-
-    ``source`` is the module that reads the data, ``yaml`` the lm-eval task that turns a document into a prompt,
-    ``metric`` the one repeated in ``quality``, ``group`` the kind of work. ``origins`` are where its data can come
-    from: ``embedded`` (a package; taken if the configuration names no other), ``path``, ``hub``.
-    """
-
-    source: str
-    yaml: str
-    metric: str
-    group: str
-    origins: tuple[Origin, ...]
 
 
 def _task(name: str, metric: str, group: str, *origins: Origin) -> Task:
     """Return a task whose module and YAML are named after it."""
     return Task(f"pipeline.tasks.{name}", f"pipeline/tasks/{name}.yaml", metric, group, origins)
+
+
+def _plain(name: str, metric: str, group: str, *origins: Origin) -> Task:
+    """Return the task that asks with the bare source of the documents of ``name``."""
+    return Task(f"pipeline.tasks.{name}", f"pipeline/tasks/{name}_plain.yaml", metric, group, origins)
 
 
 def _ngrams_in_order(options: Mapping[str, Any]) -> None:
@@ -225,6 +168,7 @@ METHODS: Mapping[str, Method] = {
         options={"num_assistant_tokens": PositiveInt, "assistant_confidence_threshold": Share},
         parts=("draft",),
     ),
+    **PARALLEL_METHODS,
 }
 
 TASKS: Mapping[str, Task] = {
@@ -235,6 +179,9 @@ TASKS: Mapping[str, Task] = {
     "cnn_dailymail": _task("cnn_dailymail", "rouge1", "summarization", "path", "hub"),
     "verbalized": _task("verbalized", "bleu", "translation", "embedded", "path"),
     "multi30k": _task("multi30k", "bleu", "translation", "path", "hub"),
+    # for models that were trained on the task alone (twins and parallel generators): no instruction, no examples
+    "verbalized_plain": _plain("verbalized", "bleu", "translation", "embedded", "path"),
+    "multi30k_plain": _plain("multi30k", "bleu", "translation", "path", "hub"),
     "wmt14": _task("wmt14", "bleu", "translation", "path", "hub"),
 }
 

@@ -3,8 +3,8 @@
 Snakemake does not look into what a command imports. So each rule lists as inputs the files found here: those of the
 given modules and of everything that they import from this project, directly or through others. Imports are read, not
 executed. Names resolved from strings at run time (the registry) are not followed: a rule names those modules itself,
-and takes the registry's entry as a parameter. The registry's own file is left out, since a new line in it must not run
-every method again, and so is this one, which changes no result. Example::
+and takes the registry's entry as a parameter. The registry's own files are left out, since a new line in them must not
+run every method again, and so is this one, which changes no result. Example::
 
     sources_of("pipeline.generate", "baselines.prompt_lookup")
     # ["baselines/prompt_lookup.py", "decoding/tree.py", ..., "pipeline/generate.py"]
@@ -29,7 +29,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("decoding", "baselines", "shuffle", "pipeline")
-NEVER_FOLLOWED = ("pipeline.registry", "pipeline.sources")
+NEVER_FOLLOWED = ("pipeline.registry", "pipeline.parallel", "pipeline.generators", "pipeline.sources")
 # The keys of a task YAML that only scoring reads.
 SCORING_KEYS = ("filter_list", "metric_list", "process_results", "unsafe_code")
 

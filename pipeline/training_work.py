@@ -42,7 +42,7 @@ def last_checkpoint(folder: Path) -> str | None:
 def write_loss_curve(folder: Path, log: Iterable[Mapping[str, Any]]) -> None:
     """Write what a Trainer logged of its loss to ``loss.csv``."""
     with (folder / "loss.csv").open("w", encoding="utf-8", newline="") as file:
-        names = ["step", "epoch", "loss", "learning_rate"]
+        names = ["step", "epoch", "loss", "eval_loss", "learning_rate"]
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(log)

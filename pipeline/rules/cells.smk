@@ -22,7 +22,7 @@ rule generate:
     params:
         target=lambda wildcards: METHODS[wildcards.method].definition,
         model=subpath(input.model, parent=True),
-        options=lambda wildcards: json.dumps(SETTINGS.methods[wildcards.method], sort_keys=True),
+        options=lambda wildcards: json.dumps(methods_of(wildcards.model)[wildcards.method], sort_keys=True),
         sampling=json.dumps(SETTINGS.sampling.model_dump()),
         parts=part_flags,
         repeats=SETTINGS.repeats,

@@ -14,6 +14,7 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.env
 from pipeline import config as configuration
 from pipeline import config_file, sources
 from pipeline.errors import UserError
+from pipeline.generators import GENERATORS
 from pipeline.registry import METHODS, TASKS
 
 
@@ -51,15 +52,35 @@ def method_sources(wildcards):
     return sources_of("pipeline.generate", *modules)
 
 
+def methods_of(model):
+    """The methods that run on a model, with their options: a twin has its own."""
+    return SETTINGS.twins[model].methods if model in SETTINGS.twins else SETTINGS.methods
+
+
+def task_settings(task):
+    """How much of a task is asked for, and where its data comes from: of a model's tasks or of a twin's."""
+    return SETTINGS.tasks.get(task) or next(twin for twin in SETTINGS.twins.values() if twin.task == task)
+
+
+def asked_tasks():
+    return [*SETTINGS.tasks, *(twin.task for twin in SETTINGS.twins.values())]
+
+
+def chat_flags(task):
+    return ["--chat-template"] * getattr(task_settings(task), "chat_template", False)
+
+
 def part_record(model, part):
     """The file that says that a trained part is there, or why it is not. A draft of one's own is fetched, not trained."""
+    if part in GENERATORS:
+        return f"results/twins/{model}/{part}/generator.json"
     if part == "draft" and f"{model}.draft" in SETTINGS.drafts:
         return f"results/models/{model}.draft/source.json"
     return f"results/parts/{model}/{SETTINGS.training.name}/{part}/{part}.json"
 
 
-def parts_of(method):
-    return METHODS[method].parts_with(SETTINGS.methods[method])
+def parts_of(model, method):
+    return METHODS[method].parts_with(methods_of(model)[method])
 
 
 def flags_of_parts(model, parts):
@@ -69,7 +90,7 @@ def flags_of_parts(model, parts):
 
 def part_records(wildcards):
     """What a cell needs beside its model: the parts of its method."""
-    return records_of(wildcards.model, parts_of(wildcards.method))
+    return records_of(wildcards.model, parts_of(wildcards.model, wildcards.method))
 
 
 def records_of(model, parts):
@@ -82,7 +103,7 @@ def records_of(model, parts):
 
 def part_flags(wildcards):
     """The parts of a cell as arguments: ``--part draft=FOLDER``."""
-    return flags_of_parts(wildcards.model, parts_of(wildcards.method))
+    return flags_of_parts(wildcards.model, parts_of(wildcards.model, wildcards.method))
 
 
 def dataset_sources(wildcards):
@@ -137,13 +158,15 @@ def origin(entry, keys):
 
 
 def cells(pattern):
-    """``pattern`` for each cell of the configuration."""
+    """``pattern`` for each cell of the configuration: each model with each task, and each twin with its own."""
+    grids = [(model, settings.dtypes, SETTINGS.tasks) for model, settings in SETTINGS.models.items()]
+    grids += [(model, twin.dtypes, [twin.task]) for model, twin in SETTINGS.twins.items()]
     return [
         pattern.format(model=model, dtype=dtype, task=task, method=method, seed=seed)
-        for model, model_settings in SETTINGS.models.items()
-        for dtype in model_settings.dtypes
-        for task in SETTINGS.tasks
-        for method in SETTINGS.methods
+        for model, dtypes, tasks in grids
+        for dtype in dtypes
+        for task in tasks
+        for method in methods_of(model)
         for seed in SETTINGS.seeds
     ]
 
@@ -155,7 +178,7 @@ def compared():
 
 
 def compared_parts():
-    return sorted({part for method in compared() for part in parts_of(method)})
+    return sorted({part for method in compared() for part in METHODS[method].parts_with(SETTINGS.methods[method])})
 
 
 def hold_lock():
@@ -177,9 +200,11 @@ if "timed" not in workflow.global_resources:  # no profile is used
 
 
 wildcard_constraints:
-    model="|".join(re.escape(name) for name in [*SETTINGS.models, *SETTINGS.drafts]),
-    task="|".join(SETTINGS.tasks),
-    method="|".join(SETTINGS.methods),
+    model="|".join(re.escape(name) for name in [*SETTINGS.models, *SETTINGS.drafts, *SETTINGS.twins]),
+    task="|".join(asked_tasks()),
+    method="|".join({*SETTINGS.methods, *(name for twin in SETTINGS.twins.values() for name in twin.methods)}),
+    twin="|".join(map(re.escape, SETTINGS.twins)) or "(?!)",
+    generator="|".join(GENERATORS),
     dtype="[^/]+",
     seed="[0-9]+",
 

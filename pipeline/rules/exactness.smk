@@ -33,7 +33,7 @@ use rule prepare as prepare_compared with:
         model=subpath(input.model, parent=True),
         num_prompts=SETTINGS.exactness.prompts_per_task,
         max_new_tokens=SETTINGS.exactness.max_new_tokens,
-        flags=lambda wildcards: ["--chat-template"] * SETTINGS.tasks[wildcards.task].chat_template,
+        flags=lambda wildcards: chat_flags(wildcards.task),
         prompt_digest=lambda wildcards: sources.prompt_digest(TASKS[wildcards.task].yaml),
     log:
         f"results/logs/exactness/{PROFILE}/{{model}}/requests/{{task}}.log",

@@ -8,6 +8,8 @@ rule fetch:
         sources=sources_of("pipeline.fetch"),
     output:
         source="results/models/{model}/source.json",
+    wildcard_constraints:
+        model="|".join(re.escape(name) for name in [*SETTINGS.models, *SETTINGS.drafts]),
     params:
         origin=lambda wildcards: origin(
             model_settings(wildcards.model), ("package", "file", "hub", "revision", "path", "sha256")

@@ -7,8 +7,8 @@ rule collect:
     input:
         cells(f"{CELL}/cell.json"),
         cells(f"{CELL}/score.json"),
-        expand("results/tasks/{task}/source.json", task=SETTINGS.tasks),
-        expand("results/models/{model}/source.json", model=SETTINGS.models),
+        expand("results/tasks/{task}/source.json", task=asked_tasks()),
+        expand("results/models/{model}/source.json", model=[*SETTINGS.models, *SETTINGS.twins]),
         sources=sources_of("pipeline.collect"),
     output:
         benchmark="results/benchmark.csv",

@@ -4,13 +4,13 @@ rule dataset:
     python -m pipeline.dataset --task humaneval --output results/tasks/humaneval
     """
     input:
-        local=lambda wildcards: local_path(SETTINGS.tasks[wildcards.task]),
+        local=lambda wildcards: local_path(task_settings(wildcards.task)),
         sources=dataset_sources,
     output:
         data="results/tasks/{task}/data.jsonl",
         source="results/tasks/{task}/source.json",
     params:
-        origin=lambda wildcards: origin(SETTINGS.tasks[wildcards.task], ("path", "hub", "revision")),
+        origin=lambda wildcards: origin(task_settings(wildcards.task), ("path", "hub", "revision")),
         folder=subpath(output.data, parent=True),
         mark="results/failed/tasks/{task}",
         last_failure=lambda wildcards: last_failure(f"results/failed/tasks/{wildcards.task}"),
@@ -40,9 +40,9 @@ rule prepare:
     params:
         data=subpath(input.data, parent=True),
         model=subpath(input.model, parent=True),
-        num_prompts=lambda wildcards: SETTINGS.tasks[wildcards.task].num_prompts,
-        max_new_tokens=lambda wildcards: SETTINGS.tasks[wildcards.task].max_new_tokens,
-        flags=lambda wildcards: ["--chat-template"] * SETTINGS.tasks[wildcards.task].chat_template,
+        num_prompts=lambda wildcards: task_settings(wildcards.task).num_prompts,
+        max_new_tokens=lambda wildcards: task_settings(wildcards.task).max_new_tokens,
+        flags=lambda wildcards: chat_flags(wildcards.task),
         prompt_digest=lambda wildcards: sources.prompt_digest(TASKS[wildcards.task].yaml),
     log:
         f"results/logs/prepare/{PROFILE}/{{model}}/{{task}}.log",

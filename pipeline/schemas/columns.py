@@ -56,7 +56,10 @@ COLUMNS: dict[str, pa.Column] = {
     "weights_sha256": text("SHA-256 of the safetensors weights that ran", str_matches=SHA256),
     "method": text("name of the decoding method", str_matches=NOT_EMPTY),
     "options": text("the method's options, JSON"),
-    "parts": text("SHA-256 of the weights of the trained parts (draft model, heads) that the method ran with, JSON"),
+    "parts": text(
+        "SHA-256 of the weights of the trained parts (draft model, heads, parallel generator) that the method ran "
+        "with, JSON"
+    ),
     "engine": text(
         "forward path that ran: `native`, `cuda-graph` or `eager` of our engine, or `transformers`; empty if it failed"
     ),
@@ -108,15 +111,23 @@ COLUMNS: dict[str, pa.Column] = {
         "ratio", "lower end of the 95 % interval of `speedup` (bootstrap over pairs); empty for one prompt", gt=0.0
     ),
     "speedup_high": real("ratio", "upper end of that interval", gt=0.0),
+    # many prompts at once: only for models that generate in parallel
+    "batch_size": whole("prompts", "prompts generated at once for the three figures that follow", ge=1),
+    "batch_tokens_per_second": real("tokens/s", "new tokens of all prompts by the seconds for them together", ge=0.0),
+    "batch_baseline_tokens_per_second": real("tokens/s", "the same of the autoregressive twin, timed in turn", ge=0.0),
+    "batch_speedup": real("ratio", "the one by the other", gt=0.0),
     # what it took: counts, which no noise touches
     "tokens_per_step": real(
         "tokens",
-        "tokens emitted by one decode step, the bonus token included; the prefill's token is not counted",
+        "tokens emitted by one decode step, the bonus token included; the prefill's token is not counted. Of a model "
+        "that generates in parallel: tokens by forward passes, all of them counted",
         ge=0.0,
     ),
     "accepted_draft_tokens": whole("tokens", "drafted tokens that the target model accepted", ge=0),
     "candidate_tokens": whole("tokens", "drafted tokens that the target model verified", ge=0),
-    "target_forwards": whole("forwards", "forward passes of the target model", ge=0),
+    "target_forwards": whole(
+        "forwards", "forward passes of the target model, or of the model that generates in parallel", ge=0
+    ),
     "draft_forwards": whole(
         "forwards", "forward passes of a draft model; heads, which run once a step, are not counted", ge=0
     ),

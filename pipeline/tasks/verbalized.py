@@ -14,11 +14,13 @@ import hashlib
 import random
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 from pipeline.tasks.source import Document, Embedded, Source, keep, read_jsonl
 
 SEED = 2024
 NUM_DOCUMENTS = 400
+NUM_TRAINING = 20_000
 # Per mille of all pairs; train gets the rest.
 VALIDATION_SHARE, TEST_SHARE = 50, 50
 
@@ -82,6 +84,14 @@ def documents(split: str, num_documents: int, seed: int) -> list[Document]:
         if split_of(document["source"]) == split:
             found.setdefault(document["source"], document)
     raise ValueError(f"split {split!r} has fewer than {num_documents} pairs within reach")
+
+
+def training_pairs(path: Path | None, num_pairs: int | None, seed: int) -> dict[str, list[Document]]:
+    """Return pairs to learn from; no file is read, for there are enough."""
+    return {
+        "train": documents("train", num_pairs or NUM_TRAINING, seed),
+        "validation": documents("validation", NUM_DOCUMENTS, seed),
+    }
 
 
 def _about() -> tuple[str, str]:

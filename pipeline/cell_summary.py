@@ -1,0 +1,95 @@
+"""What a finished cell says of itself: its figures, and what it ran on and with; the content of ``cell.json``.
+
+Example::
+
+    summary = summary_of(bench, records, requests)
+    summary["speedup"], summary["engine"], summary["commit"]
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from decoding import SpeculativeDecoder
+from pipeline.batch_speed import measure_batch
+from pipeline.clock import measure_limits
+from pipeline.files import sha256_of_all
+from pipeline.machine import describe_machine, git_state, package_versions
+from pipeline.methods import Generates
+from pipeline.record import Record
+from pipeline.registry import METHODS
+from pipeline.summary import summarise
+
+if TYPE_CHECKING:
+    from pipeline.cell import Bench, CellSpec
+
+
+def hardware_name(device: torch.device) -> str:
+    """Return the GPU's or the processor's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(describe_machine()["cpu"])
+
+
+def part_bytes_of(method: Generates) -> int:
+    """Return the bytes of weights that one forward pass of the method's draft model, or of its heads, reads."""
+    drafter = method.drafter if isinstance(method, SpeculativeDecoder) else method
+    return int(getattr(drafter, "part_bytes", 0))
+
+
+def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> dict[str, Any]:
+    """Return what goes into ``cell.json``."""
+    spec, kind = bench.spec, METHODS[bench.spec.method].kind
+    # A generator's forward passes are its own model's; all others' are the target's.
+    model = bench.method.target if kind == "generator" else bench.target  # type: ignore[attr-defined]
+    part_bytes = part_bytes_of(bench.method)
+    cache_bytes_per_token = model.new_cache(1).bytes_per_token
+    longest = max(len(request["prompt_ids"]) + request["max_new_tokens"] for request in requests)
+    figures = summarise(
+        records,
+        weight_bytes=model.weights.weight_bytes,
+        parameter_bytes=model.parameter_bytes,
+        cache_bytes_per_token=cache_bytes_per_token,
+        limits=bench.limits.or_better(measure_limits(bench.device, bench.precision.arithmetic)),
+        part_bytes=part_bytes,
+        is_parallel=kind == "generator",
+    )
+    if not bench.sampling.is_greedy:
+        figures["lossless_match"] = None  # sampled texts differ by chance: their distribution is what tests hold equal
+    if kind == "peer" and not spec.parts:
+        figures["draft_s"] = None  # transformers does not tell when it looks up
+    if kind == "generator":
+        figures |= measure_batch(bench.method, bench.target, requests, bench.device)  # type: ignore[arg-type]
+    ours = kind == "drafter"
+    return {
+        "status": "ok",
+        "reason": "",
+        **spec.identity,
+        "device": bench.device.type,
+        "hardware": hardware_name(bench.device),
+        "num_threads": bench.num_threads,
+        **figures,
+        "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
+        "weight_bytes": model.weights.weight_bytes,
+        "part_bytes": part_bytes,
+        "parts": {name: sha256_of_all(folder.glob("*.safetensors")) for name, folder in spec.parts.items()},
+        "engine": "transformers" if kind == "peer" else model.engine,
+        "cache_bytes": cache_bytes_per_token * bench.target.capacity_for(longest, 1) if ours else None,
+        "decode_width": bench.target.decode_width if ours else None,
+        # Where a generator goes another way than its twin is no rounding.
+        "divergences": bench.margins(records, requests) if bench.sampling.is_greedy and kind != "generator" else [],
+        **how_measured(spec),
+    }
+
+
+def how_measured(spec: CellSpec) -> dict[str, Any]:
+    """Return with what, and when, a cell was measured."""
+    return {
+        "repeats": spec.repeats,
+        "warmup_prompts": spec.warmup_prompts,
+        "timestamp_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git_state(Path(__file__).parent),
+        "versions": package_versions(),
+    }

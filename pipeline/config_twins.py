@@ -1,0 +1,88 @@
+"""The configuration's section of twins: models trained here, and the parallel generators that are held against them.
+
+Example::
+
+    twins:
+      verbalized:
+        task: verbalized_plain
+        backbone: {hidden_size: 192, num_layers: 4, num_heads: 6}
+        methods: {autoregressive: {}, shufflelm: {}, diffusion: {confidence_threshold: 0.9}}
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from pipeline.config_sections import Differing, Dtype, Place, Positive, Section, Seed, exists
+from pipeline.errors import nearest
+from pipeline.generators import GENERATORS, TWIN
+from pipeline.registry import METHODS, TASKS, find
+
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class BackboneSettings(Section):
+    """The shape that the twin and all its generators share."""
+
+    hidden_size: Positive = 192
+    intermediate_size: Positive = 512
+    num_layers: Positive = 4
+    num_heads: Positive = 6
+    max_position_embeddings: Positive = 256
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> BackboneSettings:
+        if self.hidden_size % self.num_heads or self.hidden_size // self.num_heads % 2:
+            raise ValueError(f"hidden_size {self.hidden_size} must be num_heads {self.num_heads} times an even number")
+        return self
+
+
+class TwinSettings(Section):
+    """What a twin learns from, how, and which methods generate what it does.
+
+    Attributes:
+        task: a task that models are trained on, whose name ends with ``_plain``.
+        path: its data, where no package brings it.
+        generators: settings of a generator's own configuration, by the name of its weights.
+        methods: the twin itself (``autoregressive``), its parallel generators, and drafters that need no trained part.
+        num_prompts: prompts of the test split, ``batch_size`` of which are also generated at once.
+    """
+
+    task: str
+    path: Place | None = None
+    num_pairs: Positive | None = None
+    vocab_size: Positive = 512
+    backbone: BackboneSettings = BackboneSettings()
+    steps: Positive = 600
+    batch_size: Positive = 64
+    learning_rate: Rate = 2e-3
+    seed: Seed = 0
+    generators: dict[str, dict[str, Any]] = Field(default={})
+    dtypes: Annotated[list[Dtype], Field(min_length=1), Differing] = Field(default=["float32"])
+    num_prompts: Positive
+    max_new_tokens: Positive
+    methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> TwinSettings:
+        exists(self.path)
+        plain = {name: task for name, task in TASKS.items() if name.endswith("_plain")}
+        origins = find(self.task, plain, "task of a twin").origins
+        if ("path" if self.path else "embedded") not in origins:
+            raise ValueError(f"task {self.task!r} takes its data from: {', '.join(origins)}")
+        for name in self.generators:
+            if name not in {TWIN, *GENERATORS}:
+                raise ValueError(f"generators: unknown {name!r}; {nearest(name, GENERATORS)}")
+        for name in self.methods:
+            needs = METHODS[name].parts_with(self.methods[name])
+            if METHODS[name].kind == "drafter" and set(needs) - set(GENERATORS):
+                raise ValueError(f"methods: {name!r} needs trained parts ({', '.join(needs)}), which a twin has not")
+        return self
+
+    @property
+    def weights(self) -> list[str]:
+        """The generators that must be trained for the methods."""
+        needed = [part for name in self.methods for part in METHODS[name].parts_with(self.methods[name])]
+        return sorted({part for part in needed if part in GENERATORS})

@@ -1,0 +1,69 @@
+"""The methods that generate in parallel, by name: lines of the registry like any other, for the models of ``twins``.
+
+A name stands for weights (``pipeline.generators``) and for options of what generates with them, so that a curve over
+passes or group sizes has a name for each of its points. Example::
+
+    PARALLEL_METHODS["diffusion_4_passes"].fixed     # {"num_refinement_steps": 4, "confidence_threshold": None}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from pipeline.entries import Method
+from pipeline.generators import GENERATORS
+
+Share = Annotated[float, Field(ge=0, le=1)]
+SHUFFLE: Mapping[str, Any] = {
+    "shuffle_strategy": Literal["rotary", "assignment", "none"],
+    "keep_threshold": Share,
+    "temperature": NonNegativeFloat,
+}
+DIFFUSION: Mapping[str, Any] = {
+    "block_length": PositiveInt,
+    "confidence_threshold": Share,
+    "num_refinement_steps": PositiveInt,
+    "remask_threshold": Share,
+    "temperature": NonNegativeFloat,
+    "top_k": NonNegativeInt,
+    "top_p": Share,
+    "repetition_penalty": PositiveFloat,
+    "num_candidates": PositiveInt,
+    "energy_rounds": NonNegativeInt,
+}
+TWO_STREAM: Mapping[str, Any] = {
+    "group_size": PositiveInt,
+    "order": Literal["left_to_right", "random"],
+    "temperature": NonNegativeFloat,
+}
+PASSES = (1, 2, 4, 8)
+GROUPS = (1, 2, 3, 4)
+
+
+def _generator(weights: str, options: Mapping[str, Any], **fixed: Any) -> Method:
+    """Return the method that generates with the weights of that name."""
+    own = {name: kind for name, kind in options.items() if name not in fixed}
+    return Method(
+        GENERATORS[weights].generator, lossless=False, kind="generator", options=own, parts=(weights,), fixed=fixed
+    )
+
+
+PARALLEL_METHODS: Mapping[str, Method] = {
+    "shufflelm": _generator("shufflelm", SHUFFLE),
+    "shufflelm_assignment": _generator("shufflelm", SHUFFLE, shuffle_strategy="assignment"),
+    "shufflelm_unordered": _generator("shufflelm", SHUFFLE, shuffle_strategy="none"),
+    "shufflelm_distilled": _generator("shufflelm_distilled", SHUFFLE),
+    "shufflelm_identity_matching": _generator("shufflelm_identity_matching", SHUFFLE),
+    "shufflelm_no_mixer": _generator("shufflelm_no_mixer", SHUFFLE),
+    "shufflelm_no_glancing": _generator("shufflelm_no_glancing", SHUFFLE),
+    "shufflelm_slot_order": _generator("shufflelm_slot_order", SHUFFLE, shuffle_strategy="none"),
+    "diffusion": _generator("diffusion", DIFFUSION),
+    "diffusion_distilled": _generator("diffusion_distilled", DIFFUSION),
+    **{f"diffusion_{n}_passes": _generator("diffusion", DIFFUSION, num_refinement_steps=n) for n in PASSES},
+    "twostream": _generator("twostream", TWO_STREAM),
+    "twostream_distilled": _generator("twostream_distilled", TWO_STREAM),
+    **{f"twostream_groups_of_{n}": _generator("twostream", TWO_STREAM, group_size=n) for n in GROUPS},
+}

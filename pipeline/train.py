@@ -1,0 +1,290 @@
+r"""Rule: train an autoregressive twin, or a model that generates in parallel, on pairs of texts. By hand::
+
+    python -m pipeline.train --generator autoregressive --pairs results/twins/verbalized/pairs \
+        --backbone '{"hidden_size": 192, "num_layers": 4}' --steps 600 --output results/models/verbalized
+    python -m pipeline.train --generator shufflelm --pairs results/twins/verbalized/pairs \
+        --backbone '{"hidden_size": 192, "num_layers": 4}' --steps 600 --output results/twins/verbalized/shufflelm
+
+Two models are compared only if all that differs is how they generate: same pairs, tokenizer, backbone, number of steps,
+examples a step, schedule and seed. ``--twin`` gives the folder of the twin, where the target texts of a distilled
+generator come from (``pipeline.distill``); ``--start-from`` a pretrained Llama instead of random weights.
+
+On several devices or machines the same command goes under a launcher, and a step then takes the examples of all
+processes together::
+
+    torchrun --nproc_per_node 2 -m pipeline.train ...
+    accelerate launch --use_fsdp --fsdp_version 2 -m pipeline.train ...
+
+A killed run goes on from its last checkpoint when the same command is run again. The folder appears whole or not at
+all: the model in safetensors, ``generator.json`` (``source.json`` of a twin), and ``loss.csv`` with the learning curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from pipeline.errors import UserError, command, nearest, tell
+from pipeline.files import atomic_write, sha256_of, sha256_of_all
+from pipeline.generators import GENERATORS, TWIN
+from pipeline.registry import find, import_target
+from pipeline.training_examples import Batches, read_examples
+from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+CHECKPOINTS = 10  # in the course of a training, and as often the validation loss is measured
+VALIDATION_EXAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast a model learns; the same for a twin and all that is compared with it."""
+
+    steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value <= 0 and name not in ("seed", "weight_decay"):
+                raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+
+
+@runtime_checkable
+class ChangesInTraining(Protocol):
+    """A model whose loss changes in the course of training."""
+
+    def set_progress(self, fraction: float) -> None:
+        """Take note of the share of training that is done."""
+
+
+def make_model(
+    generator: str,
+    backbone: dict[str, Any],
+    options: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    start_from: str | None,
+) -> PreTrainedModel:
+    """Return the model, with random weights or those of ``start_from``; ``longest`` is the longest target in tokens.
+
+    Raises:
+        UserError: a key is unknown or a value out of range.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from shuffle.backbone import BackboneConfig
+
+    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    if generator == TWIN:
+        if start_from:
+            twin: PreTrainedModel = AutoModelForCausalLM.from_pretrained(start_from, use_safetensors=True)
+            return twin
+        config = checked(BackboneConfig, backbone | ids).llama()
+        made: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        return made
+    entry = find(generator, GENERATORS, "generator")
+    config_class, model_class = import_target(entry.config), import_target(entry.model)
+    own: dict[str, Any] = {**entry.training, **options}
+    if "max_parallel_tokens" in config_class.__dataclass_fields__:
+        own.setdefault("max_parallel_tokens", -(-longest // 4) * 4)
+    if start_from:
+        checked(config_class, own | ids)  # before anything is loaded
+        started: PreTrainedModel = model_class.from_backbone(start_from, **own)
+        return started
+    built: PreTrainedModel = model_class(checked(config_class, backbone | own | ids))
+    return built
+
+
+def checked(config_class: Any, values: dict[str, Any]) -> Any:
+    """Return the configuration; a dataclass of transformers would keep an unknown key in silence."""
+    known = set(config_class.__dataclass_fields__)
+    for name in values:
+        if name not in known:
+            raise UserError(f"{config_class.__name__}.{name} = {values[name]!r}: no such key; {nearest(name, known)}")
+    try:
+        return config_class(**values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{config_class.__name__}: {error}") from error
+
+
+def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, recipe: Recipe, work: Path) -> Trainer:
+    """Return transformers' Trainer over whole batches."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    on_cpu = not torch.cuda.is_available()
+    every = max(1, recipe.steps // CHECKPOINTS)
+    arguments = TrainingArguments(
+        output_dir=str(work / "checkpoints"),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=1,  # an item is a whole batch
+        per_device_eval_batch_size=1,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, recipe.steps // 20),
+        weight_decay=recipe.weight_decay,
+        adam_beta2=0.98,
+        optim="adamw_torch_fused",
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        bf16=not on_cpu or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        eval_strategy="steps",
+        eval_steps=every,
+        save_steps=every,
+        save_total_limit=1,
+        logging_steps=max(1, recipe.steps // 50),
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+        dataloader_pin_memory=not on_cpu,
+    )
+
+    class Progress(TrainerCallback):
+        """Tells a model that changes in the course of training how far it is."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if isinstance(model, ChangesInTraining):
+                model.set_progress(state.global_step / state.max_steps)
+
+    return Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=lambda items: items[0],
+        callbacks=[Progress()],
+    )
+
+
+def train(given: argparse.Namespace) -> None:
+    """Do all that the command line asks for.
+
+    Raises:
+        UserError: the pairs are missing or damaged, or an option is not valid.
+    """
+    from transformers import AutoTokenizer, set_seed
+
+    recipe = Recipe(**{name: getattr(given, name) for name in asdict(Recipe())})
+    texts = read_examples(given.pairs, given.distilled)
+    tokenizer = AutoTokenizer.from_pretrained(given.pairs, local_files_only=True, trust_remote_code=False)
+    longest = max(len(example.target_ids) for split in texts.values() for example in split)
+    set_seed(recipe.seed)
+    model = make_model(given.generator, given.backbone, given.options, tokenizer, longest, given.start_from)
+    collate = getattr(type(model), "collate", None)
+    batches = Batches(texts["train"], recipe.batch_size, recipe.steps, recipe.seed, collate)
+    validation = Batches(texts["validation"][:VALIDATION_EXAMPLES], recipe.batch_size, None, recipe.seed, collate)
+    settings = description(given, recipe)
+    work = prepared_work(given.output.with_name(f".{given.output.name}.work"), settings)
+    trainer = make_trainer(model, batches, validation, recipe, work)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+    if not trainer.is_world_process_zero():
+        return
+    log = trainer.state.log_history
+    record = settings | {
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "train_tokens": sum(len(example.target_ids) for example in texts["train"]),
+        "training_seconds": round(time.perf_counter() - started, 1),
+        "validation_loss": next((row["eval_loss"] for row in reversed(log) if "eval_loss" in row), None),
+        "num_processes": trainer.args.world_size,
+    }
+    save(model, tokenizer, given, work, log, record)
+
+
+def description(given: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
+    """Return all that the weights depend on: a killed run is gone on with only if it was the same."""
+    entry = GENERATORS.get(given.generator)
+    return {
+        "generator": given.generator,
+        "definition": entry.definition if entry else TWIN,
+        "pairs_sha256": sha256_of(given.pairs / "pairs.jsonl"),
+        "distilled_sha256": sha256_of(given.distilled) if given.distilled else None,
+        "backbone": given.backbone,
+        "options": given.options,
+        "start_from": given.start_from,
+        **asdict(recipe),
+    }
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    given: argparse.Namespace,
+    work: Path,
+    log: list[dict[str, Any]],
+    record: dict[str, Any],
+) -> None:
+    """Write the folder beside its place, then put it there."""
+    folder = work / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    if hasattr(model, "generation_config") and model.generation_config is not None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_loss_curve(folder, [row for row in log if "loss" in row or "eval_loss" in row])
+    if given.generator == TWIN:
+        weights = sha256_of_all(folder.glob("*.safetensors"))
+        record = {"source": f"trained:{given.output.name}", "weights_sha256": weights, **record}
+    name = "source.json" if given.generator == TWIN else "generator.json"
+    (folder / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    publish(work, folder, given.output)
+    seconds, loss = record["training_seconds"], record["validation_loss"]
+    told = f"validation loss {loss:.4f} after {seconds:.0f} s"
+    print(f"train: {given.generator}: {told}: {given.output}", file=sys.stderr)
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
+@command
+def main() -> None:
+    """Read the command line and do it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generator", required=True, help=f"{TWIN}, {', '.join(GENERATORS)}")
+    parser.add_argument("--pairs", type=Path, required=True, help="the folder that pipeline.pairs wrote")
+    parser.add_argument("--distilled", type=Path, help="targets of pipeline.distill, in place of the references")
+    parser.add_argument("--backbone", type=_mapping, default={}, help="shape of the backbone, JSON")
+    parser.add_argument("--options", type=_mapping, default={}, help="the generator's own settings, JSON")
+    parser.add_argument("--start-from", help="a pretrained Llama: a folder or a hub id, in safetensors")
+    for name, value in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write, which is replaced")
+    parser.add_argument("--errors-as-rows", action="store_true", help="write the reason alone if there is no model")
+    given = parser.parse_args()
+    try:
+        if given.generator != TWIN:
+            find(given.generator, {TWIN: None, **GENERATORS}, "generator")
+        train(given)
+    except UserError as error:
+        if not given.errors_as_rows:
+            raise
+        tell(error)
+        name = "source.json" if given.generator == TWIN else "generator.json"
+        atomic_write(given.output / name, json.dumps({"error": str(error)}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Denoising a block: start from masks, and let each forward pass settle the tokens that it is confident of.
+
+    c_i = max over v of p(v | block), at every masked place i
+    settle     every i with c_i >= confidence_threshold, the most confident in any case   (Fast-dLLM: Wu et al. 2025)
+    or settle  the ceil(masked / passes left) most confident, n passes a block            (LLaDA: Nie et al. 2025)
+
+What was settled may turn out wrong: a token whose own probability has fallen below ``remask_threshold`` becomes a mask
+again, each place at most once, so that it ends (ReMDM: Wang et al. 2025). Sampling adds Gumbel noise in float64: in
+float32 its tail is cut off, and the temperature is lower than it says (Zheng et al. 2024).
+
+The model is only ``predict(block) -> logits``, so this can be read, and tested, without one.
+
+Example::
+
+    block = torch.full((1, 8), mask_id)
+    for block in denoise(predict, block, Denoising(confidence_threshold=0.9), mask_id=mask_id, end_token_ids=(2,)):
+        ...                                                # once after each forward pass
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from decoding.ranking import most_likely
+from decoding.sampling import Sampling
+
+Predict = Callable[[Int[Tensor, "b l"]], Float[Tensor, "b l v"]]
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """How a block is denoised.
+
+    Attributes:
+        confidence_threshold: settle what is at least as probable.
+        num_refinement_steps: forward passes for a block, at most; None: as many as the threshold takes.
+        adaptive_steps: stop as soon as the text is known up to an end token and, with ``num_refinement_steps``, settle
+            what reaches the threshold ahead of schedule. False: every place is settled, in just that many passes (or
+            one a place, where that is fewer).
+        temperature: 0 for the most likely tokens.
+        top_k: draw from the k most likely tokens; 0 from all.
+        top_p: draw from the most likely tokens whose mass reaches p.
+        repetition_penalty: divides the positive logits of tokens that the text already has and multiplies the negative
+            ones (Keskar et al. 2019); 1 is none. Prompt and end tokens are exempt.
+        remask_threshold: mask a settled token again whose probability has fallen below; 0 is never.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    confidence_threshold: float = 0.9
+    num_refinement_steps: int | None = None
+    adaptive_steps: bool = True
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    remask_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        _ = self.sampling  # checks its own
+        if not 0 < self.confidence_threshold <= 1:
+            raise ValueError(f"confidence_threshold must be above 0 and at most 1, not {self.confidence_threshold}")
+        if self.num_refinement_steps is not None and self.num_refinement_steps < 1:
+            raise ValueError(f"num_refinement_steps must be None or 1 or more, not {self.num_refinement_steps}")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty must be above 0 (1 is none), not {self.repetition_penalty}")
+        if not 0 <= self.remask_threshold < 1:
+            raise ValueError(f"remask_threshold must be 0 (never) or more and below 1, not {self.remask_threshold}")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How a token is drawn."""
+        return Sampling(self.temperature, self.top_k, self.top_p)
+
+
+def denoise(
+    predict: Predict,
+    block: Int[Tensor, "b l"],
+    rules: Denoising,
+    *,
+    mask_id: int,
+    end_token_ids: Collection[int] = (),
+    limit: int | None = None,
+    text: Int[Tensor, "b m"] | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Int[Tensor, "b l"]]:
+    """Yield the block after each forward pass, the last time when its text is known.
+
+    Rows of the batch do not affect each other; one that is done stays as it is until all are.
+
+    Args:
+        predict: one forward pass.
+        block: masks to be settled, and tokens that already are.
+        rules: see :class:`Denoising`.
+        mask_id: stands for an unknown token.
+        end_token_ids: tokens that end a text; places behind a settled one need not be settled.
+        limit: places from here on need not be settled either.
+        text: what was generated before the block, for the repetition penalty.
+        generator: of the draws.
+    """
+    ends = torch.tensor(sorted(end_token_ids), device=block.device)
+    may_remask = torch.ones_like(block, dtype=torch.bool)
+    passes_left = rules.num_refinement_steps
+    open_ = open_places(block, rules, mask_id, ends, limit)
+    while bool(open_.any()):
+        logits = predict(block)
+        ids, confidence = choose(penalised(logits, rules, block, text, mask_id, ends), rules.sampling, generator)
+        running, masked = open_.any(1, keepdim=True), block == mask_id
+        settled = running & to_settle(confidence, masked, open_, rules, passes_left)
+        settled_block = torch.where(settled, ids, block)
+        if rules.remask_threshold and passes_left != 1:
+            kept = torch.log_softmax(logits, -1).gather(-1, block.masked_fill(masked, 0)[..., None])[..., 0].exp()
+            wrong = running & ~masked & may_remask & (kept < rules.remask_threshold)
+            settled_block.masked_fill_(wrong, mask_id)
+            may_remask &= ~wrong
+        block = settled_block
+        passes_left = None if passes_left is None else max(passes_left - 1, 1)
+        open_ = open_places(block, rules, mask_id, ends, limit)
+        yield block
+
+
+def open_places(
+    block: Int[Tensor, "b l"], rules: Denoising, mask_id: int, ends: Int[Tensor, " e"], limit: int | None
+) -> Bool[Tensor, "b l"]:
+    """Return the masked places that the text is still waiting for."""
+    masked = block == mask_id
+    if limit is not None:
+        masked[:, limit:] = False
+    if rules.adaptive_steps and len(ends):
+        is_end = (block[..., None] == ends).any(-1)
+        masked &= is_end.cumsum(1) == 0
+    return masked
+
+
+def to_settle(
+    confidence: Float[Tensor, "b l"],
+    masked: Bool[Tensor, "b l"],
+    open_: Bool[Tensor, "b l"],
+    rules: Denoising,
+    passes_left: int | None,
+) -> Bool[Tensor, "b l"]:
+    """Return the places to settle: the most confident open ones, and any masked one that reaches the threshold."""
+    due = 1 if passes_left is None else -(-open_.sum(1, keepdim=True) // passes_left)
+    order = confidence.masked_fill(~open_, -1.0).sort(dim=1, descending=True, stable=True).indices
+    settled: Tensor = open_ & (order.argsort(1) < due)
+    if rules.adaptive_steps or rules.num_refinement_steps is None:
+        settled |= masked & (confidence >= rules.confidence_threshold)
+    return settled
+
+
+def choose(
+    logits: Float[Tensor, "b l v"], sampling: Sampling, generator: torch.Generator | None
+) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"]]:
+    """Return a token for every place, the most likely or a drawn one, and the model's probability of it."""
+    if sampling.is_greedy:
+        top = most_likely(logits.flatten(0, 1), 1)
+        return top.ids.view(logits.shape[:2]), top.log_probabilities.view(logits.shape[:2]).exp()
+    scores = sampling.probabilities(logits).log()
+    uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device, generator=generator)
+    ids = (scores - torch.log(-torch.log(uniform))).argmax(-1)
+    return ids, torch.softmax(logits.float(), -1).gather(-1, ids[..., None])[..., 0]
+
+
+def penalised(
+    logits: Float[Tensor, "b l v"],
+    rules: Denoising,
+    block: Int[Tensor, "b l"],
+    text: Int[Tensor, "b m"] | None,
+    mask_id: int,
+    ends: Int[Tensor, " e"],
+) -> Float[Tensor, "b l v"]:
+    """Return logits with the repetition penalty of the block's settled tokens and of the text before it."""
+    if rules.repetition_penalty == 1:
+        return logits
+    used = block if text is None else torch.cat([text, block], dim=1)
+    is_used = torch.zeros(len(block), max(logits.shape[-1], mask_id + 1), dtype=torch.bool, device=block.device)
+    is_used.scatter_(1, used, True)
+    is_used[:, mask_id] = False
+    is_used[:, ends] = False
+    penalty = rules.repetition_penalty
+    lower = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(is_used[:, None, : logits.shape[-1]], lower, logits)

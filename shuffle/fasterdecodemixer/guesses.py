@@ -1,0 +1,162 @@
+"""The mixer as it is decoded with: one hidden state in, each position's candidate tokens and their links out.
+
+At batch size 1 its time is that of reading its weights, so these are laid out for reading once, and what can be had
+beforehand is a table: A e_y of every token y. The links between the candidates of neighbouring positions take no
+further pass over the slots or the shortlist.
+
+Example::
+
+    mixer = DecodingMixer(load_mixer(folder), torch.bfloat16, device)
+    guesses = mixer(hidden, context_ids)        # .tokens [J][C], .chances [J][C], .links [J - 1][C][C], .keep [J]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from decoding.linear import Linear, make_linear
+from decoding.ranking import most_likely
+from shuffle.fasterdecodemixer.model import FasterDecodeMixer, Slots, log_shares
+from shuffle.shufflelm.mixer import MixerBlock
+from shuffle.shufflelm.rotary import position_scores
+
+CANDIDATES = 10  # of a position
+
+
+class Guesses(NamedTuple):
+    """What the slots say.
+
+    Attributes:
+        tokens: ``[J][C]``, token ids of each position's candidates, the most likely first.
+        chances: ``[J][C]``, of each candidate, where what comes before it is not known (but for the bonus token).
+        links: ``[J - 1][C][C]``, chance of each candidate of a position after each of the position before.
+        keep: ``[J]``, the best chance of being right that a slot of the position gives itself; 0 where there is none.
+    """
+
+    tokens: list[list[int]]
+    chances: list[list[float]]
+    links: list[list[list[float]]]
+    keep: list[float]
+
+
+class DecodingMixer:
+    """The mixer laid out for reading its weights once, for one hidden state at a time.
+
+    Attributes:
+        weight_bytes: what each draft reads.
+    """
+
+    def __init__(self, mixer: FasterDecodeMixer, dtype: torch.dtype, device: torch.device) -> None:
+        config = mixer.config
+        self.dtype, self.config = dtype, config
+        mixer.eval().requires_grad_(False).to(device=device, dtype=dtype)
+        self.mixer = mixer
+        self._linears: list[Linear] = []
+        self.merge, self.fan, self.blend = (self._laid_out(part) for part in (mixer.merge, mixer.fan, mixer.blend))
+        self.blocks = mixer.mixer_blocks()
+        self.channels = [(self._laid_out(b.channels_up), self._laid_out(b.channels_down)) for b in self.blocks]
+        readout = torch.cat([mixer.place.weight, mixer.keep.weight])
+        self.readout = self._packed(readout, torch.cat([mixer.place.bias, mixer.keep.bias]))
+        self.output = self._packed(mixer.rows[:-1], None)
+        self.follow = F.linear(mixer.embed(torch.arange(config.shortlist_size + 1, device=device)), mixer.follow.weight)
+        self.omega = mixer.omega.to(device)
+        self.tokens = mixer.shortlist.tolist()
+        self.row_of = {token: row for row, token in enumerate(self.tokens)}
+        self.weight_bytes = sum(linear.num_bytes for linear in self._linears)
+
+    def _packed(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        self._linears.append(make_linear(weight, bias))
+        return self._linears[-1]
+
+    def _laid_out(self, linear: torch.nn.Linear) -> Linear:
+        return self._packed(linear.weight, linear.bias)
+
+    @torch.inference_mode()
+    def __call__(self, hidden: Float[Tensor, " d"], context: Sequence[int]) -> Guesses:
+        """Return what the slots say after the text ``context``, whose last token was chosen from ``hidden``."""
+        unknown, told = len(self.tokens), context[-self.config.num_context :]
+        rows = [unknown] * (self.config.num_context - len(told)) + [self.row_of.get(token, unknown) for token in told]
+        slots = self.slots(hidden.to(self.dtype), rows)
+        homes, states = slots.homes[0], slots.states[0]
+        weights = log_shares(slots.scores, slots.keep_logits, self.config.position_sharpness)[0].exp()
+        blended = self.blend(states)
+        before = torch.where(homes == 0, rows[-1], unknown)
+        logits = self.output(states + F.silu(blended + self.follow[before])).float()
+        probabilities = logits.softmax(-1)
+        mixed = weights.T @ probabilities
+        best = most_likely(mixed, CANDIDATES).ids
+        links = self._links(states, blended, logits, probabilities, best, homes, weights)
+        own = homes == torch.arange(self.config.num_positions, device=homes.device)[:, None]
+        keep = (own * slots.keep_logits[0].float().sigmoid()).amax(1)
+        tokens = [[self.tokens[row] for row in position] for position in best.tolist()]
+        return Guesses(tokens, mixed.gather(1, best).tolist(), links.tolist(), keep.tolist())
+
+    def slots(self, hidden: Float[Tensor, " d"], context: Sequence[int]) -> Slots:
+        """Return the slots of one hidden state, as :meth:`FasterDecodeMixer.slots` does; ``context`` are rows."""
+        mixer = self.mixer
+        embedded = mixer.embed(torch.tensor(context, device=hidden.device))
+        x = hidden + F.silu(self.merge(torch.cat([hidden, embedded.flatten()])[None]))
+        x = x + F.silu(self.fan(x)).view(self.config.num_slots, -1)
+        for block, (up, down) in zip(self.blocks, self.channels, strict=True):
+            x = mixed_across(block, x)
+            x = down.add(F.gelu(up(block.channel_norm(x))), x)
+        read = self.readout(x)
+        rotary = (read[:, :-1] + mixer.place_of_slot).view(1, self.config.num_slots, -1, 2)
+        scores = position_scores(rotary, self.omega, self.config.num_positions)
+        return Slots(x[None], scores, (read[:, -1] + mixer.keep_of_slot)[None])
+
+    def _links(
+        self,
+        states: Float[Tensor, "k d"],
+        blended: Float[Tensor, "k d"],
+        logits: Float[Tensor, "k s"],
+        probabilities: Float[Tensor, "k s"],
+        rows: Int[Tensor, "j c"],
+        homes: Int[Tensor, " k"],
+        weights: Float[Tensor, "k j"],
+    ) -> Float[Tensor, "links c c"]:
+        """Return the chance of each candidate after each candidate of the position before.
+
+        Each slot says so of its home. All but the candidates keep the weight that they had before the slot was told:
+        the shortlist is not read once more.
+        """
+        parents, children = rows[(homes - 1).clamp(min=0)], rows[homes]
+        told = states[:, None] + F.silu(blended[:, None] + self.follow[parents])
+        scores = torch.bmm(told, self.mixer.rows[children].transpose(1, 2)).float()
+        others = (1 - probabilities.gather(1, children).sum(1)).clamp(min=1e-6).log() + logits.logsumexp(1)
+        chances = (scores - torch.logaddexp(scores.logsumexp(-1), others[:, None])[..., None]).exp()
+        places = torch.arange(1, self.config.num_positions, device=homes.device)[:, None]
+        shares = weights.T[1:] * (homes == places)
+        totals = shares.sum(1)[:, None, None]
+        linked = torch.einsum("jk,kpc->jpc", shares, chances) / totals.clamp(min=1e-9)
+        # A position that no slot calls home has no links: its candidates stand as they are.
+        alone = (weights.T[1:] @ probabilities).gather(1, rows[1:])[:, None].expand_as(linked)
+        return torch.where(totals > 0, linked, alone)
+
+
+def mixed_across(block: MixerBlock, x: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+    """Return the slots after the token-mixing half of a block, whose weights are few."""
+    across = block.slots_down(F.gelu(block.slots_up(block.slot_norm(x).T)))
+    mixed: Tensor = x + across.T
+    return mixed
+
+
+def load_mixer(folder: Path) -> FasterDecodeMixer:
+    """Read a folder of :meth:`FasterDecodeMixer.save_pretrained`.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    try:
+        mixer: FasterDecodeMixer = FasterDecodeMixer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{folder} does not hold a mixer: {type(error).__name__}: {reason}") from error
+    return mixer

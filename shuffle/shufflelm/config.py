@@ -1,0 +1,83 @@
+"""ShuffleLM's configuration: the backbone's, the slots', and the objective's with its known aids.
+
+Example::
+
+    ShuffleConfig(vocab_size=8000, hidden_size=256, num_layers=4, num_heads=4, max_parallel_tokens=32, rotary_dim=32)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shuffle.backbone import BackboneConfig
+
+CHOICES = {
+    "prompt_attention": ("bidirectional", "causal"),
+    "matching": ("assignment", "identity"),
+    "position_head": ("rotary", "none"),
+}
+
+
+class ShuffleConfig(BackboneConfig):
+    """The shape of a :class:`ShuffleLM` and of its training.
+
+    Attributes:
+        max_parallel_tokens: K, the slots, which is as many tokens as one pass can generate.
+        rotary_dim: outputs of the rotary regression, two for each of its M frequencies.
+        shuffle_temperature: of the softmax over positions whose mean is a slot's expected position.
+        num_mixer_layers: mixers behind the backbone; 0 for none.
+        prompt_attention: what the prompt's rows see of each other: all, or (as a causal checkpoint is used to) what is
+            before them. In the first case they see the slots too.
+        position_head: "none" leaves the tokens in the order of the slots.
+        matching: which slot is trained on which token: the cheapest one-to-one, or slot j on token j.
+        matching_warmup: share of the training that starts with identity matching, whatever ``matching``.
+        alpha: weight of the position in the matching's cost.
+        beta: weight of the position in the loss.
+        glancing: share of the wrong slots that are shown their token at the training's start; 0 at its end.
+        source_copy: start the slots from soft copies of the prompt's embeddings.
+        label_smoothing: of the tokens' cross-entropy.
+    """
+
+    model_type = "shufflebench-shufflelm"
+
+    max_parallel_tokens: int = 32
+    rotary_dim: int = 32
+    shuffle_temperature: float = 0.05
+    num_mixer_layers: int = 1
+    prompt_attention: str = "bidirectional"
+    position_head: str = "rotary"
+    matching: str = "assignment"
+    matching_warmup: float = 0.1
+    alpha: float = 1.0
+    beta: float = 1.0
+    glancing: float = 0.0
+    source_copy: bool = False
+    label_smoothing: float = 0.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for key, known in CHOICES.items():
+            if (value := getattr(self, key)) not in known:
+                raise ValueError(f"{key}={value!r} is unknown; known: {', '.join(known)}")
+        if self.rotary_dim < 2 or self.rotary_dim % 2:
+            raise ValueError(f"rotary_dim={self.rotary_dim} must be even: two outputs for each frequency")
+        if not 1 <= self.max_parallel_tokens < self.max_position_embeddings:
+            raise ValueError(
+                f"max_parallel_tokens={self.max_parallel_tokens} must be from 1 to less than "
+                f"max_position_embeddings={self.max_position_embeddings}"
+            )
+        for key in ("matching_warmup", "glancing", "label_smoothing"):
+            if not 0 <= (share := getattr(self, key)) <= 1:
+                raise ValueError(f"{key}={share} must be from 0 to 1")
+        if self.shuffle_temperature <= 0:
+            raise ValueError(f"shuffle_temperature={self.shuffle_temperature} must be above 0")
+
+    @property
+    def num_special_tokens(self) -> int:
+        """The slots' rows of the embedding."""
+        return self.max_parallel_tokens
+
+    @property
+    def num_frequencies(self) -> int:
+        """M, the frequencies of the rotary regression."""
+        return self.rotary_dim // 2

@@ -1,0 +1,152 @@
+"""ShuffleLM laid out for decoding: one prompt at a time on the engine that its autoregressive twin runs on.
+
+A text takes one forward pass, however long, up to the number of slots. The engine reads prompt and slots as one block;
+mixers and heads follow in torch, and the vocabulary's head is computed for the kept slots alone.
+
+Example::
+
+    generator = ShuffleGenerator.from_pretrained(folder, dtype=torch.float32, shuffle_strategy="assignment")
+    generator.generate(prompt_ids, max_new_tokens=64).output_ids
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from decoding import Generation, StopStrings
+from decoding.blocks import read_block
+from decoding.cache import KVCache
+from decoding.linear import make_linear
+from decoding.stopping import NO_STRINGS, Ending
+from shuffle.passes import PassClock
+from shuffle.shufflelm.blocks import check_prompt, end_of, generate_texts, has_room
+from shuffle.shufflelm.model import ShuffleLM
+from shuffle.shufflelm.ordering import choose_tokens
+
+
+class ShuffleGenerator:
+    """Generates with a :class:`ShuffleLM`; a :class:`shuffle.passes.ParallelGenerator`.
+
+    Args:
+        model: trained; it is moved to ``device`` and ``dtype``.
+        shuffle_strategy: rotary, assignment or none; None for rotary, where the model has it.
+        keep_threshold: least probability at which a slot is kept.
+        temperature: of the tokens; 0 takes the likeliest.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        model: ShuffleLM,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        shuffle_strategy: str | None = None,
+        keep_threshold: float = 0.5,
+        temperature: float = 0.0,
+    ) -> None:
+        if temperature < 0:
+            raise ValueError(f"temperature={temperature} must be 0 or more")
+        self.ordering = model.ordering(shuffle_strategy, keep_threshold)
+        self.temperature = temperature
+        self.target = model.engine(dtype, device)
+        self.model = model.eval().to(device=torch.device(device), dtype=dtype)
+        embeddings = self.model.get_input_embeddings().weight
+        rows = embeddings if model.config.tie_word_embeddings else self.model.lm_head.weight
+        self._head = make_linear(rows.detach()[: model.config.vocab_size])
+        self._slot_ids = [model.special_id(k) for k in range(model.config.max_parallel_tokens)]
+        self._cache: KVCache | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        **options: Any,
+    ) -> Self:
+        """Load a folder that ``ShuffleLM.save_pretrained`` wrote; ``options`` are the constructor's."""
+        model = ShuffleLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        return cls(model, dtype=dtype, device=device, **options)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop: StopStrings = NO_STRINGS,
+        generator: torch.Generator | None = None,
+    ) -> Generation:
+        """Generate from one prompt until the set is whole, an end token, a stop string or the limit.
+
+        Raises:
+            ValueError: the prompt is empty, or it and the slots or the limit exceed the context.
+        """
+        check_prompt(self.model, prompt_ids, max_new_tokens)
+        cache = self._empty_cache(len(prompt_ids) + max_new_tokens)
+        ending = Ending(max_new_tokens, self.target.end_token_ids, stop)
+        clock = PassClock(len(prompt_ids))
+        text: list[int] = []
+        while True:
+            block = self._block([*prompt_ids, *text], cache, generator)
+            text += block
+            cut = end_of(text, len(block), ending, len(self._slot_ids))
+            clock.tick(len(block), first_is_known=True)
+            if cut.ended or not has_room(self.model, len(prompt_ids), cut.kept, max_new_tokens):
+                return clock.generation(text[: cut.kept], truncated=not cut.ended)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        generator: torch.Generator | None = None,
+    ) -> list[tuple[int, ...]]:
+        """Generate from many prompts at once; the new ids of each.
+
+        Raises:
+            ValueError: a prompt is empty, or it and the slots or the limit exceed the context.
+        """
+        texts = generate_texts(self.model, prompts, self.ordering, max_new_tokens, self.temperature, generator)
+        return [tuple(text) for text in texts]
+
+    def _block(self, context: list[int], cache: KVCache, generator: torch.Generator | None) -> list[int]:
+        """Run one pass behind what ``cache`` holds of the ``context``; return the tokens that it gives, in order."""
+        first, end, slots = cache.length, len(context), len(self._slot_ids)
+        width = end - first + slots
+        if self.model.config.source_copy:
+            # The engine looks the slots up by their ids: what they start from goes where it looks.
+            ids = torch.tensor([context], device=self.target.device)
+            start = self.model.slot_embeddings(ids, torch.ones_like(ids).bool())[0]
+            self.target.weights.embedding[self._slot_ids[0] :] = start
+        is_causal = self.model.config.prompt_attention == "causal"
+        leading = [*range(1, end - first + 1)] if is_causal else [width] * (end - first)
+        hidden = read_block(
+            self.target,
+            cache,
+            context[first:] + self._slot_ids,
+            range(first, end + slots),
+            leading + [width] * slots,
+            first_logit_row=width,  # the engine's head would read hidden states that no mixer has mixed
+        ).hidden[-slots:]
+        if is_causal:
+            cache.keep(range(end - first))  # no later row changes them
+        states, scores, keep = self.model.heads(hidden.to(self.target.dtype))
+        logits = self._head(states[self.ordering.of(scores, keep)])
+        return choose_tokens(logits, self.temperature, generator).tolist()
+
+    def _empty_cache(self, num_tokens: int) -> KVCache:
+        """Return a cache for a text of ``num_tokens`` and the slots, the last text's where it has the capacity."""
+        capacity = self.target.capacity_for(num_tokens, len(self._slot_ids))
+        if self._cache is None or self._cache.capacity != capacity:
+            self._cache = self.target.new_cache(capacity)
+        self._cache.clear()
+        return self._cache

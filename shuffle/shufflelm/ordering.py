@@ -1,0 +1,80 @@
+"""From a set of slots to a text: drop the slots that stand for nothing, and put the others in order.
+
+    "rotary"        sort by the expected position
+    "assignment"    place the n kept slots on the positions 0 to n - 1, one to one, at the greatest sum of scores
+    "none"          keep the order of the slots
+
+Example::
+
+    Ordering("rotary").of(scores, keep_logits)          # slots in the order of the text, such as [4, 0, 7]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from shuffle.shufflelm.rotary import expected_positions
+
+STRATEGIES = ("rotary", "assignment", "none")
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """How slots become a text.
+
+    Attributes:
+        strategy: one of ``STRATEGIES``.
+        keep_threshold: least probability at which a slot is kept; the best one always is.
+        temperature: of the softmax over positions.
+        most: as many slots are kept at most, the surest; None for all.
+    """
+
+    strategy: str = "rotary"
+    keep_threshold: float = 0.5
+    temperature: float = 0.05
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"shuffle_strategy={self.strategy!r} is unknown; known: {', '.join(STRATEGIES)}")
+        if not 0 < self.keep_threshold < 1:
+            raise ValueError(f"keep_threshold={self.keep_threshold} must be between 0 and 1")
+        if self.most is not None and self.most < 1:
+            raise ValueError(f"max_parallel_tokens={self.most} must be 1 or more")
+
+    def of(self, scores: Float[Tensor, "k j"] | None, keep_logits: Float[Tensor, " k"]) -> Sequence[int]:
+        """Return the kept slots in the order of the text; one at least."""
+        kept = self.kept(keep_logits)
+        if self.strategy == "none" or scores is None:
+            return kept
+        of_kept = scores[kept]
+        if self.strategy == "rotary":
+            order = expected_positions(of_kept, self.temperature).argsort(stable=True).tolist()
+        else:
+            _, places = linear_sum_assignment(of_kept[:, : len(kept)].numpy(force=True), maximize=True)
+            order = places.argsort().tolist()
+        return [kept[i] for i in order]
+
+    def kept(self, keep_logits: Float[Tensor, " k"]) -> list[int]:
+        """Return the slots that are kept, in the order of the slots."""
+        least = math.log(self.keep_threshold / (1 - self.keep_threshold))
+        logits = keep_logits.tolist()
+        kept = [slot for slot, logit in enumerate(logits) if logit >= least]
+        if self.most is not None and len(kept) > self.most:
+            kept = sorted(sorted(kept, key=lambda slot: -logits[slot])[: self.most])
+        return kept or [int(keep_logits.argmax())]
+
+
+def choose_tokens(logits: Float[Tensor, "*b v"], temperature: float, generator: torch.Generator | None) -> Tensor:
+    """Return the likeliest token of each row at temperature 0, else one drawn from the softmax."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    rows = (logits.float() / temperature).softmax(-1).flatten(0, -2)
+    return torch.multinomial(rows, 1, generator=generator).view(logits.shape[:-1])
