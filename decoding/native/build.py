@@ -65,6 +65,7 @@ def _load() -> ctypes.CDLL:
     except OSError as error:
         raise BuildError(f"cannot be loaded: {error}") from None
     library.scratch_floats.restype = ctypes.c_int64
+    library.sum_of.restype = ctypes.c_float
     return library
 
 

@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 
 from decoding.cache import KVCache
 from decoding.llama import LlamaWeights, head_dim_of, rotary_tables
-from decoding.native.build import BuildError, load_library
+from decoding.native.build import BuildError, attempt, load_library
 
 LANES = 16
 
@@ -126,6 +126,18 @@ def why_not(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) 
     except BuildError as error:
         return str(error)
     return None
+
+
+def can_sum() -> bool:
+    """Whether there is a compiled library here."""
+    return attempt()[0] is not None
+
+
+def sum_of(data: Float[Tensor, "*n"]) -> float:
+    """Return the sum of float32 numbers, read by all threads as fast as memory is: a measure of that."""
+    if data.dtype != torch.float32 or not data.is_contiguous():
+        raise ValueError(f"sums contiguous float32, not {data.dtype}")
+    return float(load_library().sum_of(c_void_p(data.data_ptr()), c_int64(data.numel())))
 
 
 class NativeEngine:

@@ -132,6 +132,22 @@ void run(const Model& model, const Batch& batch) {
 
 extern "C" {
 
+// The sum of n numbers, each thread reading its own stretch: as fast as memory can be read, which is a limit to measure.
+float sum_of(const float* data, int64_t n) {
+    float sum = 0;
+#pragma omp parallel reduction(+ : sum)
+    {
+        constexpr int AT_ONCE = 8;
+        const auto [from, to] = Run<float>::share(n / (AT_ONCE * LANES));
+        Floats sums[AT_ONCE] = {};
+        for (int64_t i = from; i < to; i++)
+            for (int k = 0; k < AT_ONCE; k++) sums[k] += load<Floats>(data + (i * AT_ONCE + k) * LANES);
+        for (int k = 0; k < AT_ONCE; k++) sum += total(sums[k]);
+    }
+    for (int64_t i = n / (8 * LANES) * 8 * LANES; i < n; i++) sum += data[i];
+    return sum;
+}
+
 int64_t scratch_floats(const Model* m, int64_t width) {
     const int64_t qkv = (m->heads + 2 * m->kv_heads) * m->head_dim;
     return width * (2 * m->hidden + qkv + std::max(m->hidden, m->heads * m->head_dim) + 1 + m->intermediate + 1);

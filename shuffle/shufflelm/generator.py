@@ -38,7 +38,7 @@ class ShuffleGenerator:
         temperature: of the tokens; 0 takes the likeliest.
 
     Raises:
-        ValueError: an option is out of range.
+        ValueError: an option is out of range, or the model cannot do it.
     """
 
     def __init__(
@@ -51,8 +51,6 @@ class ShuffleGenerator:
         keep_threshold: float = 0.5,
         temperature: float = 0.0,
     ) -> None:
-        if temperature < 0:
-            raise ValueError(f"temperature={temperature} must be 0 or more")
         self.ordering = model.ordering(shuffle_strategy, keep_threshold)
         self.temperature = temperature
         self.target = model.engine(dtype, device)

@@ -73,7 +73,13 @@ class Ordering:
 
 
 def choose_tokens(logits: Float[Tensor, "*b v"], temperature: float, generator: torch.Generator | None) -> Tensor:
-    """Return the likeliest token of each row at temperature 0, else one drawn from the softmax."""
+    """Return the likeliest token of each row at temperature 0, else one drawn from the softmax.
+
+    Raises:
+        ValueError: the temperature is below 0.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature} must be 0 or more")
     if temperature == 0:
         return logits.argmax(-1)
     rows = (logits.float() / temperature).softmax(-1).flatten(0, -2)

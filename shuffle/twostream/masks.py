@@ -48,9 +48,9 @@ def two_stream_mask(
         places: the token that each query row predicts.
         queried: False for a query row that fills up a batch.
     """
-    own = groups.gather(1, places).masked_fill(~queried, PADDING)
+    own = groups.gather(1, places)
     columns = torch.cat([groups, torch.full_like(own, PADDING)], 1)
-    return below_limit(columns, torch.cat([groups, own], 1))
+    return below_limit(columns, torch.cat([groups + 1, own], 1))
 
 
 def query_places(wanted: Bool[Tensor, "b t"]) -> tuple[Int[Tensor, "b q"], Bool[Tensor, "b q"]]:

@@ -90,7 +90,7 @@ def test_refuses_what_no_row_can_mean(
 ) -> None:
     save_model(tmp_path)
     target = load(tmp_path, "eager")
-    with pytest.raises(ValueError, match="block|rows|positions"):
+    with pytest.raises(ValueError, match=r"block|rows|positions"):
         read_block(target, target.new_cache(256), tokens, positions, leading)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from decoding import CandidateTree, TargetModel
-from decoding.native import build
+from decoding.native import build, sum_of
 from decoding.ranking import choices
 from tests.decoding.tiny import FAMILY, logits_of, save_model
 
@@ -231,3 +231,14 @@ def test_a_token_of_each_of_several_texts_has_the_bits_of_each_text_alone(tmp_pa
     assert [cache.length for cache in caches] == list(range(2, 23))
     with pytest.raises(ValueError, match=r"different capacities: \[256, 512\]"):
         target.read_each([caches[0], target.new_cache(512)], [3, 4])
+
+
+@pytest.mark.parametrize("count", [1, 127, 128, 1000, 100_003])
+def test_sums_every_number_once(count: int) -> None:
+    numbers = torch.randint(-8, 9, (count,)).float()  # exact in float32, in any order
+    assert sum_of(numbers) == float(numbers.sum())
+
+
+def test_sums_no_other_type() -> None:
+    with pytest.raises(ValueError, match="float32"):
+        sum_of(torch.ones(8, dtype=torch.bfloat16))

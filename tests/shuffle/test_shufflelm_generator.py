@@ -138,7 +138,7 @@ def test_refuses_an_empty_prompt_and_no_limit() -> None:
 )
 def test_refuses_options_that_mean_nothing(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ShuffleGenerator(make(), **options)
+        ShuffleGenerator(make(), **options).generate([3], max_new_tokens=2)
 
 
 def test_orders_only_by_what_the_model_has() -> None:
