@@ -144,7 +144,7 @@ def checked_methods(methods: Mapping[Any, Any], where: str = "") -> dict[str, di
 def _checked_options(method: object, options: Any, where: str) -> dict[str, Any]:
     """Return a method's options with their values in the right types."""
     if not isinstance(method, str):
-        raise UserError(f"{where}methods: {method!r} is not a name; known: {', '.join(METHODS)}")
+        raise UserError(f"{where}methods: {method!r} is not a name; {nearest(method, METHODS)}")
     entry = find(method, METHODS, "method")
     if not isinstance(options, Mapping):
         raise UserError(f"{where}methods.{method} = {options!r}: should be a mapping of options")

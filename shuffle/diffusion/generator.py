@@ -76,6 +76,8 @@ class DiffusionGenerator:
         self.num_candidates, self.energy_rounds = num_candidates, energy_rounds
         self.target: TargetModel = model.engine(dtype, device)
         self.model = model.eval().to(device=torch.device(device), dtype=dtype)
+        # Read once: a configuration of transformers takes its time to answer.
+        self.mask_id, self.vocab_size = model.mask_id, int(model.config.vocab_size)
         self.scorer = scorer or self._own_scores
         self._cache: KVCache | None = None
 
@@ -123,7 +125,7 @@ class DiffusionGenerator:
             block = self._next_block([text], len(prompt_ids))
             passes = self._denoise(self._cached(cache, unread), block, [text], ending, generator)
             for block in passes:
-                is_known = block[0] != self.model.mask_id
+                is_known = block[0] != self.mask_id
                 before, known = known, int(is_known.sum())
                 clock.tick(max(known - before, 0), bool(start) or bool(is_known[0]))
             unread = block[0].tolist()
@@ -165,7 +167,7 @@ class DiffusionGenerator:
         drafts: Sequence[Sequence[int]] | None = None,
     ) -> Int[Tensor, "b l"]:
         """Return masks, the next block of ``texts``, all of one length; what ``drafts`` have in its place is known."""
-        start, mask = len(texts[0]), self.model.mask_id
+        start, mask = len(texts[0]), self.mask_id
         width = min(self.block_length, self.target.max_context - longest_prompt - start)
         rows = [list(draft[start : start + width]) for draft in drafts or [()] * len(texts)]
         return torch.tensor([row + [mask] * (width - len(row)) for row in rows], device=self.model.device)
@@ -183,7 +185,7 @@ class DiffusionGenerator:
             predict,
             block,
             self.rules,
-            mask_id=self.model.mask_id,
+            mask_id=self.mask_id,
             end_token_ids=ending.end_token_ids,
             limit=ending.max_new_tokens - len(texts[0]),
             text=torch.tensor(texts, dtype=torch.long, device=self.model.device) if penalised else None,
@@ -200,7 +202,7 @@ class DiffusionGenerator:
             logits = read_block(self.target, cache, rows, positions, leading, width).logits
             cache.keep(range(width))
             unread.clear()
-            logits[:, self.model.config.vocab_size :] = -torch.inf  # no text has masks
+            logits[:, self.vocab_size :] = -torch.inf  # no text has masks
             return logits[None]
 
         return predict
@@ -261,7 +263,7 @@ class DiffusionGenerator:
             best = min(range(len(texts)), key=lambda i: energy(scores[i]))
             clock.tick(0 if rounds_left else len(texts[best]), not rounds_left)
             if rounds_left:
-                draft = hide_worst(texts[best], scores[best], HIDDEN_SHARE, self.model.mask_id)
+                draft = hide_worst(texts[best], scores[best], HIDDEN_SHARE, self.mask_id)
                 repaired = self._abreast([prompt_ids], ending, generator, [draft], clock)
                 texts = [texts[best], *repaired]
         text = texts[best]

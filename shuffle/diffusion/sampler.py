@@ -146,9 +146,13 @@ def to_settle(
     passes_left: int | None,
 ) -> Bool[Tensor, "b l"]:
     """Return the places to settle: the most confident open ones, and any masked one that reaches the threshold."""
-    due = 1 if passes_left is None else -(-open_.sum(1, keepdim=True) // passes_left)
-    order = confidence.masked_fill(~open_, -1.0).sort(dim=1, descending=True, stable=True).indices
-    settled: Tensor = open_ & (order.argsort(1) < due)
+    waiting = confidence.masked_fill(~open_, -1.0)
+    if passes_left is None:
+        settled = torch.zeros_like(open_).scatter_(1, waiting.argmax(1, keepdim=True), True) & open_
+    else:
+        due = -(-open_.sum(1, keepdim=True) // passes_left)
+        rank = waiting.sort(dim=1, descending=True, stable=True).indices.argsort(1)
+        settled = open_ & (rank < due)
     if rules.adaptive_steps or rules.num_refinement_steps is None:
         settled |= masked & (confidence >= rules.confidence_threshold)
     return settled

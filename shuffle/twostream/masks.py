@@ -48,7 +48,7 @@ def two_stream_mask(
         places: the token that each query row predicts.
         queried: False for a query row that fills up a batch.
     """
-    own = groups.gather(1, places)
+    own = groups.gather(1, places).masked_fill(~queried, PADDING)
     columns = torch.cat([groups, torch.full_like(own, PADDING)], 1)
     return below_limit(columns, torch.cat([groups + 1, own], 1))
 

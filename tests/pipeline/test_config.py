@@ -13,8 +13,10 @@ from pydantic import ValidationError
 
 from pipeline.config import load
 from pipeline.config_file import overlay, read_yaml
+from pipeline.entries import Method
 from pipeline.errors import UserError
-from pipeline.registry import METHODS, TASKS, Method, find, import_target
+from pipeline.registry import METHODS, TASKS, find, import_target
+from shuffle.diffusion.sampler import Denoising
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {"num_prompts": 1, "max_new_tokens": 8, "chat_template": True}
@@ -199,6 +201,10 @@ def test_the_ngrams_limits_are_checked_against_the_methods_own_defaults() -> Non
 
 
 GIVEN = {"self", "target", "parts", "sampling", "draft", "model", "end_token_ids", "assistant"}
+GIVEN |= {"dtype", "device", "scorer", "adaptive_steps", "rules"}  # of generators
+PARALLEL = [name for name, method in METHODS.items() if method.kind == "generator"]
+ON_MODELS = [name for name in METHODS if name not in PARALLEL]
+TWIN = {"task": "verbalized_plain", "num_prompts": 2, "max_new_tokens": 8, "methods": {"autoregressive": {}}}
 
 
 def options_of(method: Method) -> set[str]:
@@ -208,7 +214,10 @@ def options_of(method: Method) -> set[str]:
     parameters = inspect.signature(builder).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         parameters = inspect.signature(built).parameters  # handed on to the constructor
-    return set(parameters) - GIVEN - set(method.fixed)
+    names = set(parameters)
+    if "rules" in names:  # how a block is denoised, an object of its own
+        names |= set(inspect.signature(Denoising).parameters)
+    return names - GIVEN - set(method.fixed)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -220,13 +229,55 @@ def test_registry_knows_each_methods_options(name: str) -> None:
     assert not set(method.options) & {*method.acceptance_options, *method.fixed}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ON_MODELS)
 def test_a_methods_own_defaults_are_options_that_a_configuration_may_set(name: str) -> None:
     method = METHODS[name]
     for target, known in ((method.target, method.options), (method.acceptance, method.acceptance_options)):
         parameters = inspect.signature(import_target(target)).parameters if target else {}
         defaults = {k: p.default for k, p in parameters.items() if k in known and p.default is not p.empty}
         assert load(LAPTOP | {"methods": {name: defaults}}).methods[name] == defaults
+
+
+def test_a_twin_has_the_methods_and_settings_that_it_is_given() -> None:
+    methods = {"autoregressive": None, "diffusion": {"confidence_threshold": "0.8"}, "prompt_lookup": {}}
+    twin = load(LAPTOP | {"twins": {"t": TWIN | {"methods": methods}}}).twins["t"]
+    assert twin.methods == {"autoregressive": {}, "diffusion": {"confidence_threshold": 0.8}, "prompt_lookup": {}}
+    assert twin.weights == ["diffusion"]
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_a_generator_goes_under_a_twin(name: str) -> None:
+    twin = load(LAPTOP | {"twins": {"t": TWIN | {"methods": {name: {}}}}}).twins["t"]
+    assert twin.weights == list(METHODS[name].parts)
+    with pytest.raises(UserError, match=f"{name!r} is a model of its own: it goes under twins"):
+        load(LAPTOP | {"methods": {name: {}}})
+
+
+@pytest.mark.parametrize(
+    ("twins", "words"),
+    [
+        ({"t": TWIN | {"task": "verbalized"}}, "did you mean 'verbalized_plain'"),
+        ({"t": TWIN | {"task": "multi30k_plain"}}, "takes its data from: path, hub"),
+        ({"t": TWIN | {"path": "configs"}}, "did you mean 'config'"),
+        ({"t": TWIN | {"step": 3}}, "did you mean 'steps'"),
+        ({"t": TWIN | {"steps": 0}}, "twins.t.steps = 0"),
+        ({"t": TWIN | {"learning_rate": 2}}, "twins.t.learning_rate = 2"),
+        ({"t": TWIN | {"backbone": {"hidden_size": 100, "num_heads": 6}}}, "num_heads 6 times an even number"),
+        ({"t": TWIN | {"backbone": {"layers": 6}}}, "did you mean 'num_layers'"),
+        ({"t": TWIN | {"generators": {"shufflelmm": {}}}}, "did you mean 'shufflelm'"),
+        ({"t": TWIN | {"methods": {}}}, "at least one"),
+        ({"t": TWIN | {"methods": {"difusion": {}}}}, "did you mean 'diffusion'"),
+        ({"t": TWIN | {"methods": {"twostream": {"group": 2}}}}, "twins.t.methods.twostream.group = 2"),
+        ({"t": TWIN | {"methods": {"medusa": {}}}}, "'medusa' needs trained parts (heads)"),
+        ({"smollm2-135m": TWIN}, "twins.smollm2-135m: a model has this name"),
+        ({"t": TWIN, "u": TWIN}, "task 'verbalized_plain' is asked for twice"),
+    ],
+)
+def test_a_mistake_in_a_twin_is_one_line(twins: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(LAPTOP | {"twins": twins})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -1,0 +1,156 @@
+"""Training a twin and what is held against it: whole folders, mistakes in one line, a kill, two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline.distill import distilled
+from pipeline.generators import GENERATORS
+from pipeline.registry import import_target
+from tests.pipeline.test_pairs import given, write_pairs
+
+BACKBONE = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 96}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    write_pairs(given(folder, num_pairs=400))
+    return folder
+
+
+def command(generator: str, pairs: Path, output: Path, /, **changes: Any) -> list[str]:
+    values = {"backbone": json.dumps(BACKBONE), "steps": 4, "batch-size": 8, "output": output} | changes
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return ["-m", "pipeline.train", "--generator", generator, "--pairs", str(pairs), *words]
+
+
+def run(*arguments: Any, status: int = 0, **changes: Any) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command(*arguments, **changes)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def twin(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("twins") / "tiny"
+    run("autoregressive", pairs, folder)
+    return folder
+
+
+def test_a_twin_is_a_model_folder_like_any_other(twin: Path, pairs: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(twin), AutoTokenizer.from_pretrained(twin)
+    record = json.loads((twin / "source.json").read_text())
+    assert model.config.hidden_size == 32
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert record["source"] == "trained:tiny"
+    assert record["steps"] == 4
+    curve = (twin / "loss.csv").read_text().splitlines()
+    assert curve[0] == "step,epoch,loss,eval_loss,learning_rate"
+    assert len(curve) > 4
+
+
+@pytest.mark.parametrize("name", ["shufflelm", "shufflelm_slot_order", "diffusion", "twostream"])
+def test_each_kind_of_generator_is_trained_and_loads(name: str, pairs: Path, twin: Path, tmp_path: Path) -> None:
+    run(name, pairs, tmp_path / name)
+    entry = GENERATORS[name]
+    record = json.loads((tmp_path / name / "generator.json").read_text())
+    assert record["definition"] == entry.definition
+    assert record["pairs_sha256"] == json.loads((twin / "source.json").read_text())["pairs_sha256"]
+    generator = import_target(entry.generator).from_pretrained(tmp_path / name)
+    for key, value in entry.training.items():
+        assert getattr(generator.model.config, key) == value
+    prompt = AutoTokenizer.from_pretrained(pairs)("two hundred")["input_ids"]
+    assert 0 < len(generator.generate(prompt, max_new_tokens=12).output_ids) <= 12
+
+
+def test_the_twins_answers_are_its_greedy_ones(twin: Path, pairs: Path) -> None:
+    tokenizer, model = AutoTokenizer.from_pretrained(twin), AutoModelForCausalLM.from_pretrained(twin)
+    answers = distilled(twin, pairs)
+    assert len(answers) == 400
+    for row in answers[:5]:
+        ids = torch.tensor([tokenizer(row["source"])["input_ids"]])
+        output = model.generate(ids, do_sample=False, max_new_tokens=20)[0, ids.shape[1] :]
+        assert row["target"].startswith(tokenizer.decode(output, skip_special_tokens=True)[:10])
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(pairs: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run("diffusion", pairs, whole, steps=30)
+    process = subprocess.Popen(
+        [sys.executable, *command("diffusion", pairs, killed, steps=30)],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    checkpoints = tmp_path / ".killed.work" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not killed.exists()
+    run("diffusion", pairs, killed, steps=30)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (killed, whole))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
+    assert not list(tmp_path.glob(".*.work"))
+
+
+def test_two_processes_train_one_model(pairs: Path, tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *command("shufflelm", pairs, tmp_path / "two", steps=3)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "two" / "generator.json").read_text())
+    assert record["num_processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("generator", "changes", "words"),
+    [
+        ("shufflml", {}, "unknown generator 'shufflml'; did you mean 'shufflelm'?"),
+        ("shufflelm", {"options": '{"matchng": "identity"}'}, "no such key; did you mean 'matching'?"),
+        ("shufflelm", {"options": '{"matching": "identiti"}'}, "matching='identiti' is unknown"),
+        ("autoregressive", {"backbone": '{"hidden_sise": 8}'}, "did you mean 'hidden_size'?"),
+        ("autoregressive", {"steps": 0}, "--steps must be above 0, not 0"),
+        ("autoregressive", {"pairs": "nowhere"}, "no pairs here"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    pairs: Path, tmp_path: Path, generator: str, changes: dict[str, Any], words: str
+) -> None:
+    told = run(generator, pairs, tmp_path / "out", status=2, **changes)
+    lines = [line for line in told.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_training_becomes_a_record_where_cells_look_for_it(pairs: Path, tmp_path: Path) -> None:
+    arguments = command("shufflelm", tmp_path / "nowhere", tmp_path / "out")
+    done = subprocess.run([sys.executable, *arguments, "--errors-as-rows"], capture_output=True, check=False)
+    assert done.returncode == 0
+    assert "no pairs here" in json.loads((tmp_path / "out" / "generator.json").read_text())["error"]
