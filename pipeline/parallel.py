@@ -37,6 +37,7 @@ DIFFUSION: Mapping[str, Any] = {
 TWO_STREAM: Mapping[str, Any] = {
     "group_size": PositiveInt,
     "order": Literal["left_to_right", "random"],
+    "seed": NonNegativeInt,
     "temperature": NonNegativeFloat,
 }
 PASSES = (1, 2, 4, 8)

@@ -202,7 +202,7 @@ class DiffusionGenerator:
             logits = read_block(self.target, cache, rows, positions, leading, width).logits
             cache.keep(range(width))
             unread.clear()
-            logits[:, self.vocab_size :] = -torch.inf  # no text has masks
+            logits[:, self.vocab_size :].fill_(-torch.inf)  # no text has masks
             return logits[None]
 
         return predict

@@ -140,9 +140,10 @@ def test_the_candidate_of_least_energy_is_kept(folder: Path) -> None:
 
 
 def test_a_scorer_decides_what_is_best(folder: Path) -> None:
-    generator = DiffusionGenerator.from_pretrained(
-        folder, temperature=2.0, num_candidates=8, scorer=lambda prompt, texts: [-torch.tensor([float(t[0])]) for t in texts]
-    )  # fmt: skip
+    def low_ids_first(prompt: list[int], texts: list[tuple[int, ...]]) -> list[torch.Tensor]:
+        return [torch.tensor([-float(text[0])]) for text in texts]
+
+    generator = DiffusionGenerator.from_pretrained(folder, temperature=2.0, num_candidates=8, scorer=low_ids_first)
     plain = DiffusionGenerator.from_pretrained(folder, temperature=2.0)
     texts = plain.generate_batch([PROMPTS[1]] * 8, max_new_tokens=9, generator=torch.Generator().manual_seed(1))
     best = generator.generate(PROMPTS[1], max_new_tokens=9, generator=torch.Generator().manual_seed(1)).output_ids
