@@ -49,9 +49,9 @@ class Settings(Section):
     repeats: Positive = 1
     warmup_prompts: Count = 1
     sampling: Sampling = Sampling()
-    models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]
-    methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    tasks: Annotated[dict[str, TaskSettings], Field(min_length=1)]
+    models: dict[Name, ModelSettings] = Field(default={})
+    methods: dict[str, dict[str, Any]] = Field(default={})
+    tasks: dict[str, TaskSettings] = Field(default={})
     training: TrainingSettings = TrainingSettings()
     exactness: ExactnessSettings = ExactnessSettings()
     twins: dict[Name, TwinSettings] = Field(default={})
@@ -100,6 +100,15 @@ class Settings(Section):
                 asked = "its data from somewhere" if chosen == "embedded" else f"no {chosen!r}"
                 raise ValueError(f"task {name!r} takes {asked}; known: {', '.join(origins)}")
         return tasks
+
+    @model_validator(mode="after")
+    def _something_is_run(self) -> Settings:
+        grid = {"models": self.models, "methods": self.methods, "tasks": self.tasks}
+        if any(grid.values()) or not self.twins:
+            for name, entries in grid.items():
+                if not entries:
+                    raise ValueError(f"{name} = {{}}: needs at least one")
+        return self
 
     @model_validator(mode="after")
     def _drafts_have_names_of_their_own(self) -> Settings:

@@ -25,7 +25,7 @@ from decoding.linear import Linear, make_linear
 from decoding.ranking import most_likely
 from shuffle.fasterdecodemixer.model import FasterDecodeMixer, Slots, log_shares
 from shuffle.shufflelm.mixer import MixerBlock
-from shuffle.shufflelm.rotary import position_scores
+from shuffle.shufflelm.rotary import targets
 
 CANDIDATES = 10  # of a position
 
@@ -65,8 +65,12 @@ class DecodingMixer:
         readout = torch.cat([mixer.place.weight, mixer.keep.weight])
         self.readout = self._packed(readout, torch.cat([mixer.place.bias, mixer.keep.bias]))
         self.output = self._packed(mixer.rows[:-1], None)
-        self.follow = F.linear(mixer.embed(torch.arange(config.shortlist_size + 1, device=device)), mixer.follow.weight)
-        self.omega = mixer.omega.to(device)
+        self.embedded = mixer.embed(torch.arange(config.shortlist_size + 1, device=device))
+        self.follow = F.linear(self.embedded, mixer.follow.weight)
+        # What is small is computed in float32, which takes no conversions inside the products.
+        self.across = [Across(block) for block in self.blocks]
+        self.place_of_slot = mixer.place_of_slot.float()
+        self.places = targets(torch.arange(config.num_positions, device=device), mixer.omega.to(device)).flatten(1).T
         self.tokens = mixer.shortlist.tolist()
         self.row_of = {token: row for row, token in enumerate(self.tokens)}
         self.weight_bytes = sum(linear.num_bytes for linear in self._linears)
@@ -100,17 +104,15 @@ class DecodingMixer:
 
     def slots(self, hidden: Float[Tensor, " d"], context: Sequence[int]) -> Slots:
         """Return the slots of one hidden state, as :meth:`FasterDecodeMixer.slots` does; ``context`` are rows."""
-        mixer = self.mixer
-        embedded = mixer.embed(torch.tensor(context, device=hidden.device))
-        x = hidden + F.silu(self.merge(torch.cat([hidden, embedded.flatten()])[None]))
+        x = hidden + F.silu(self.merge(torch.cat([hidden, self.embedded[context].flatten()])[None]))
         x = x + F.silu(self.fan(x)).view(self.config.num_slots, -1)
-        for block, (up, down) in zip(self.blocks, self.channels, strict=True):
-            x = mixed_across(block, x)
+        for across, block, (up, down) in zip(self.across, self.blocks, self.channels, strict=True):
+            x = across(x)
             x = down.add(F.gelu(up(block.channel_norm(x))), x)
-        read = self.readout(x)
-        rotary = (read[:, :-1] + mixer.place_of_slot).view(1, self.config.num_slots, -1, 2)
-        scores = position_scores(rotary, self.omega, self.config.num_positions)
-        return Slots(x[None], scores, (read[:, -1] + mixer.keep_of_slot)[None])
+        read = self.readout(x).float()
+        rotary = (read[:, :-1] + self.place_of_slot).view(self.config.num_slots, -1, 2)
+        scores = F.normalize(rotary, dim=-1).flatten(1) @ self.places / rotary.shape[1]
+        return Slots(x[None], scores[None], (read[:, -1] + self.mixer.keep_of_slot)[None])
 
     def _links(
         self,
@@ -129,7 +131,7 @@ class DecodingMixer:
         """
         parents, children = rows[(homes - 1).clamp(min=0)], rows[homes]
         told = states[:, None] + F.silu(blended[:, None] + self.follow[parents])
-        scores = torch.bmm(told, self.mixer.rows[children].transpose(1, 2)).float()
+        scores = torch.bmm(told.float(), self.mixer.rows[children].float().transpose(1, 2))
         others = (1 - probabilities.gather(1, children).sum(1)).clamp(min=1e-6).log() + logits.logsumexp(1)
         chances = (scores - torch.logaddexp(scores.logsumexp(-1), others[:, None])[..., None]).exp()
         places = torch.arange(1, self.config.num_positions, device=homes.device)[:, None]
@@ -141,11 +143,18 @@ class DecodingMixer:
         return torch.where(totals > 0, linked, alone)
 
 
-def mixed_across(block: MixerBlock, x: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
-    """Return the slots after the token-mixing half of a block, whose weights are few."""
-    across = block.slots_down(F.gelu(block.slots_up(block.slot_norm(x).T)))
-    mixed: Tensor = x + across.T
-    return mixed
+class Across:
+    """The token-mixing half of a block, without the transpositions: its weights are few."""
+
+    def __init__(self, block: MixerBlock) -> None:
+        self.norm, up, down = block.slot_norm, block.slots_up, block.slots_down
+        self.up, self.up_bias = up.weight.float(), up.bias.float()[:, None]
+        self.down, self.down_bias = down.weight.float(), down.bias.float()[:, None]
+
+    def __call__(self, x: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+        """Return the slots, mixed across."""
+        raised = F.gelu(torch.addmm(self.up_bias, self.up, self.norm(x).float()))
+        return x + torch.addmm(self.down_bias, self.down, raised).to(x.dtype)
 
 
 def load_mixer(folder: Path) -> FasterDecodeMixer:
