@@ -1,6 +1,7 @@
 """Pairs of texts as training examples, and as the batches of a whole training, drawn beforehand from a seed.
 
-Batches hold texts of like length, so that little of them is padding; which texts meet differs from epoch to epoch::
+Texts meet at random. Batches of like lengths would have less padding, but teach worse: on verbalised numbers, dates and
+prices, where length tells the kind, ShuffleLM's validation loss after 150 steps was 1.98 with them and 1.01 without::
 
     examples = read_examples(Path("results/twins/verbalized/pairs"))
     batches = Batches(examples["train"], batch_size=64, num_batches=600, seed=0, collate=collate_pairs)
@@ -20,9 +21,6 @@ from torch.utils.data import Dataset
 from pipeline.errors import UserError
 from pipeline.tasks.source import keep, read_jsonl
 from shuffle.examples import Example, collate_joined
-
-# Batches' worth of texts that are sorted by length together.
-WINDOW = 16
 
 Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
 
@@ -94,7 +92,7 @@ class Batches(Dataset[dict[str, Any]]):
     ) -> None:
         self.examples, self.collate = examples, collate or collate_joined
         drawn: list[list[int]] = []
-        for epoch in _epochs(examples, batch_size, seed):
+        for epoch in _epochs(len(examples), batch_size, seed):
             drawn += epoch
             if num_batches is None or len(drawn) >= num_batches:
                 break
@@ -107,16 +105,10 @@ class Batches(Dataset[dict[str, Any]]):
         return self.collate([self.examples[i] for i in self.batches[index]])
 
 
-def _epochs(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[list[int]]]:
+def _epochs(num_examples: int, batch_size: int, seed: int) -> Iterator[list[list[int]]]:
     """Yield the batches of one epoch after the other, as indices."""
     rng = random.Random(seed)
-    order = list(range(len(examples)))
+    order = list(range(num_examples))
     while True:
         rng.shuffle(order)
-        batches = []
-        for start in range(0, len(order), batch_size * WINDOW):
-            window = order[start : start + batch_size * WINDOW]
-            near = sorted(window, key=lambda i: len(examples[i].prompt_ids) + len(examples[i].target_ids))
-            batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
-        rng.shuffle(batches)
-        yield batches
+        yield [order[i : i + batch_size] for i in range(0, num_examples, batch_size)]

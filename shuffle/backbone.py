@@ -64,6 +64,12 @@ class BackboneConfig(PreTrainedConfig):
         """Rows of the embedding behind the vocabulary."""
         return 0
 
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+        ends = self.eos_token_id
+        return () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
+
     def llama(self) -> LlamaConfig:
         """Return the backbone's configuration, its vocabulary with the special ids."""
         llama = LlamaConfig(
@@ -205,10 +211,13 @@ class ParallelModel(PreTrainedModel):
         if not self.config.tie_word_embeddings:
             special = self.config.num_special_tokens
             tensors["lm_head.weight"] = F.pad(self.lm_head.weight.detach(), (0, 0, 0, special))
-        eos = self.config.eos_token_id
-        ends = [] if eos is None else eos if isinstance(eos, list) else [eos]
         return TargetModel.from_tensors(
-            self.config.llama(), tensors.get, dtype=dtype, device=device, engine=engine, end_token_ids=ends
+            self.config.llama(),
+            tensors.get,
+            dtype=dtype,
+            device=device,
+            engine=engine,
+            end_token_ids=self.config.end_token_ids,
         )
 
 

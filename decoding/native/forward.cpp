@@ -48,6 +48,7 @@ struct Forward : Run<T> {
     // y[row, n] (=, +=) from[row] . weight[n] + bias[n]; the panels are shared out among the threads.
     template <Store HOW>
     void product(const Linear& linear, const Packed<T>& from, int64_t first_row, float* y) {
+        if (first_row >= b.width) return;  // the caller has a head of its own
         const auto [first, last] = share((linear.n + LANES - 1) / LANES);
         Floats sums[ROWS];
         for (int64_t p = first; p < last; p++) {

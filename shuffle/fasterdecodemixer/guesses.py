@@ -70,7 +70,8 @@ class DecodingMixer:
         # What is small is computed in float32, which takes no conversions inside the products.
         self.across = [Across(block) for block in self.blocks]
         self.place_of_slot = mixer.place_of_slot.float()
-        self.places = targets(torch.arange(config.num_positions, device=device), mixer.omega.to(device)).flatten(1).T
+        self.positions = torch.arange(config.num_positions, device=device)
+        self.places = targets(self.positions, mixer.omega.to(device)).flatten(1).T
         self.tokens = mixer.shortlist.tolist()
         self.row_of = {token: row for row, token in enumerate(self.tokens)}
         self.weight_bytes = sum(linear.num_bytes for linear in self._linears)
@@ -96,11 +97,17 @@ class DecodingMixer:
         probabilities = logits.softmax(-1)
         mixed = weights.T @ probabilities
         best = most_likely(mixed, CANDIDATES).ids
-        links = self._links(states, blended, logits, probabilities, best, homes, weights)
-        own = homes == torch.arange(self.config.num_positions, device=homes.device)[:, None]
+        chances = mixed.gather(1, best)
+        own = homes == self.positions[:, None]
+        shares = weights.T * own
+        links = self._links(states, blended, logits, probabilities, best, homes)
+        links = (shares @ links.flatten(1)).view(-1, *links.shape[1:])[1:]
+        # A position that no slot calls home has no links: its candidates stand as they are.
+        totals = shares.sum(1)[1:, None, None]
+        links = torch.where(totals > 0, links / totals.clamp(min=1e-9), chances[1:, None])
         keep = (own * slots.keep_logits[0].float().sigmoid()).amax(1)
         tokens = [[self.tokens[row] for row in position] for position in best.tolist()]
-        return Guesses(tokens, mixed.gather(1, best).tolist(), links.tolist(), keep.tolist())
+        return Guesses(tokens, chances.tolist(), links.tolist(), keep.tolist())
 
     def slots(self, hidden: Float[Tensor, " d"], context: Sequence[int]) -> Slots:
         """Return the slots of one hidden state, as :meth:`FasterDecodeMixer.slots` does; ``context`` are rows."""
@@ -122,25 +129,17 @@ class DecodingMixer:
         probabilities: Float[Tensor, "k s"],
         rows: Int[Tensor, "j c"],
         homes: Int[Tensor, " k"],
-        weights: Float[Tensor, "k j"],
-    ) -> Float[Tensor, "links c c"]:
-        """Return the chance of each candidate after each candidate of the position before.
+    ) -> Float[Tensor, "k c c"]:
+        """Return what each slot says of its home: the chance of each candidate after each of the position before.
 
-        Each slot says so of its home. All but the candidates keep the weight that they had before the slot was told:
-        the shortlist is not read once more.
+        All but the candidates keep the weight that they had before the slot was told: the shortlist is not read once
+        more. Of a slot whose home is the first position it means nothing.
         """
         parents, children = rows[(homes - 1).clamp(min=0)], rows[homes]
         told = states[:, None] + F.silu(blended[:, None] + self.follow[parents])
         scores = torch.bmm(told.float(), self.mixer.rows[children].float().transpose(1, 2))
         others = (1 - probabilities.gather(1, children).sum(1)).clamp(min=1e-6).log() + logits.logsumexp(1)
-        chances = (scores - torch.logaddexp(scores.logsumexp(-1), others[:, None])[..., None]).exp()
-        places = torch.arange(1, self.config.num_positions, device=homes.device)[:, None]
-        shares = weights.T[1:] * (homes == places)
-        totals = shares.sum(1)[:, None, None]
-        linked = torch.einsum("jk,kpc->jpc", shares, chances) / totals.clamp(min=1e-9)
-        # A position that no slot calls home has no links: its candidates stand as they are.
-        alone = (weights.T[1:] @ probabilities).gather(1, rows[1:])[:, None].expand_as(linked)
-        return torch.where(totals > 0, linked, alone)
+        return (scores - torch.logaddexp(scores.logsumexp(-1), others[:, None])[..., None]).exp()
 
 
 class Across:

@@ -92,5 +92,4 @@ def check_prompt(model: ShuffleLM, prompt: Sequence[int], max_new_tokens: int) -
 
 def end_token_ids(model: ShuffleLM) -> frozenset[int]:
     """Return the tokens that end a text."""
-    eos = model.config.eos_token_id
-    return frozenset([] if eos is None else eos if isinstance(eos, list) else [eos])
+    return frozenset(model.config.end_token_ids)

@@ -76,8 +76,7 @@ class TwoStreamGenerator:
         self.dtype, self.seed, self.sampling = dtype, seed, Sampling(temperature=temperature)
         self._query_id, self._vocab_size = model.special_id(0), model.config.vocab_size
         self._is_causal = model.config.prompt_groups == "causal"
-        eos = model.config.eos_token_id
-        self.end_token_ids = frozenset([] if eos is None else eos if isinstance(eos, list) else [eos])
+        self.end_token_ids = frozenset(model.config.end_token_ids)
         self._plans: dict[int, list[list[int]]] = {}
         self._cache: KVCache | None = None
 

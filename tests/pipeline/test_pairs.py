@@ -85,13 +85,11 @@ def test_distilled_targets_replace_the_references_of_the_train_split_alone(tmp_p
         read_examples(tmp_path, answers)
 
 
-def test_every_epoch_has_each_example_once_in_batches_of_like_length() -> None:
+def test_every_epoch_has_each_example_once() -> None:
     examples = [Example(tuple(range(1, 2 + i % 30)), (1, 2)) for i in range(200)]
     batches = Batches(examples, 16, None, 0, collate_joined)
     seen = [index for batch in batches.batches for index in batch]
     assert sorted(seen) == list(range(200))
-    spans = [len(examples[batch[-1]].prompt_ids) - len(examples[batch[0]].prompt_ids) for batch in batches.batches]
-    assert sum(spans) / len(spans) < 8  # of 30
     longer = Batches(examples, 16, 40, 0, collate_joined)
     assert longer.batches[: len(batches)] == batches.batches
     assert len(longer) == 40
