@@ -22,6 +22,7 @@ localrules:
     collect,
     tables,
     figures,
+    curves,
     exactness,
 
 
@@ -31,3 +32,4 @@ rule all:
         "results/benchmark.csv",
         "results/tables/benchmark.md",
         "results/figures/speed_quality.png",
+        ["results/figures/passes.png"] if SETTINGS.twins else [],

@@ -19,12 +19,15 @@ from pipeline.files import atomic_write
 from pipeline.schemas import benchmark
 
 NONE = "-"
+BATCH = "tokens/s in a batch"
 
 NOTES = """\
 - **tokens/s**: new tokens by seconds from prompt to last token, prefill included; median over prompts.
 - **speed-up**: against `autoregressive` on the same prompts, timed in turn in the same process; in brackets its
   bootstrap 95 % interval. If the interval holds 1.00, no difference was shown.
 - **tokens/step**: tokens emitted by one step (one draft-and-verify round), prefill excluded.
+- **tokens/s in a batch**: many prompts at once, for models that generate in parallel; in brackets the ratio to the
+  twin's.
 - **TTFT**: time to first token, median over prompts.
 - **MBU**: model bandwidth utilisation, the share of the measured memory bandwidth that reading the weights and the
   cache used.
@@ -76,6 +79,7 @@ def section(name: tuple[str, str, str], rows: pd.DataFrame) -> str:
         metric = listed(measured["metric"]) or "quality"
         cells = pd.DataFrame([line(row, metric) for _, row in ordered.iterrows()])
         cells = cells.drop(columns=[] if cells["also"].any() else ["also"])
+        cells = cells.drop(columns=[] if (cells[BATCH] != NONE).any() else [BATCH])
         cells = cells.drop(columns=[] if cells["seed"].nunique() > 1 else ["seed"])
         alignment = ["left"] + ["right"] * (len(cells.columns) - 1)
         lines.append(cells.to_markdown(index=False, disable_numparse=True, colalign=alignment))
@@ -97,6 +101,7 @@ def line(row: pd.Series, metric: str) -> dict[str, str]:
         "tokens/s": number(row["tokens_per_second"], ".1f"),
         "speed-up [95 %]": speedup(row),
         "tokens/step": number(row["tokens_per_step"], ".2f"),
+        BATCH: batch(row),
         "TTFT": number(row["ttft_s"] * 1000, ".0f", " ms"),
         "peak memory": number(row["peak_memory_bytes"] / 1e6, ",.0f", " MB"),
         "MBU": number(row["mbu"] * 100, ".0f", " %"),
@@ -117,6 +122,13 @@ def speedup(row: pd.Series) -> str:
     """Return the speed-up with its interval, if it has one."""
     low, high = number(row["speedup_low"], ".2f"), number(row["speedup_high"], ".2f")
     return number(row["speedup"], ".2f") + ("" if NONE in (low, high) else f" [{low}, {high}]")
+
+
+def batch(row: pd.Series) -> str:
+    """Return tokens/s with many prompts at once, and what that is over the twin's."""
+    if pd.isna(row["batch_tokens_per_second"]):
+        return NONE
+    return f"{row['batch_tokens_per_second']:,.0f} ({row['batch_speedup']:.2f}x, {row['batch_size']} prompts)"
 
 
 def score(value: float, metric: str) -> str:

@@ -62,3 +62,21 @@ rule figures:
         "Drawing {output}"
     shell:
         "python -m pipeline.figures --benchmark {input.benchmark:q} --output {output:q} 2> >(tee {log:q} >&2)"
+
+
+rule curves:
+    """Draw quality against forward passes and speed, for the models that generate in parallel.
+
+    python -m pipeline.curves --benchmark results/benchmark.csv --output results/figures/passes.png
+    """
+    input:
+        benchmark="results/benchmark.csv",
+        sources=sources_of("pipeline.curves"),
+    output:
+        "results/figures/passes.png",
+    log:
+        "results/logs/curves.log",
+    message:
+        "Drawing {output}"
+    shell:
+        "python -m pipeline.curves --benchmark {input.benchmark:q} --output {output:q} 2> >(tee {log:q} >&2)"
