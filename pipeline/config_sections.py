@@ -152,6 +152,16 @@ class HeadsTraining(Section):
     shortlist_size: Positive = 8192
 
 
+class MixerTraining(Section):
+    """How FasterDecodeMixer's slots are trained on what the target writes."""
+
+    num_slots: Positive = 4
+    num_positions: Positive = 4
+    num_mixer_layers: Count = 1
+    epochs: Positive = 3
+    shortlist_size: Positive = 8192
+
+
 class TrainingSettings(Section):
     """The recipe of the trained parts, by ``name``; ``num_tokens`` is how much text the target writes for it."""
 
@@ -163,6 +173,7 @@ class TrainingSettings(Section):
     seed: Seed = 0
     draft: DraftTraining = DraftTraining()
     heads: HeadsTraining = HeadsTraining()
+    mixer: MixerTraining = MixerTraining()
 
 
 class ExactnessSettings(Section):

@@ -154,6 +154,21 @@ METHODS: Mapping[str, Method] = {
         needs=_union_needs,
         also=("baselines.prompt_lookup", "baselines.recycling", "baselines.medusa"),
     ),
+    "fasterdecodemixer": Method(
+        "shuffle.fasterdecodemixer.drafter:MixerDrafter",
+        lossless=True,
+        kind="drafter",
+        options={"num_nodes": PositiveInt, "max_children": PositiveInt, "row_cost": NonNegativeFloat},
+        parts=("mixer",),
+    ),
+    "fasterdecodemixer_raw": Method(
+        "shuffle.fasterdecodemixer.generator:KeptSlotsDrafter",
+        lossless=False,
+        kind="drafter",
+        options={"keep_threshold": Share},
+        parts=("mixer",),
+        acceptance="shuffle.fasterdecodemixer.generator:AcceptAll",
+    ),
     "hf_greedy": Method("baselines.transformers_generate:TransformersGreedy", lossless=True, kind="peer"),
     "hf_prompt_lookup": Method(
         "baselines.transformers_generate:TransformersPromptLookup",

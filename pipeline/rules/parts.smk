@@ -1,4 +1,4 @@
-# What methods need beside the target: a draft model and Medusa heads, trained on text that the target itself writes.
+# What methods need beside the target: a draft model, Medusa heads and a mixer, trained on text that the target itself writes.
 # They take all cores and the clock's resource: beside a timed cell they would slow it down.
 EMBEDDED_SOURCES = [task.source for task in TASKS.values() if "embedded" in task.origins]
 PART = f"results/parts/{{model}}/{SETTINGS.training.name}"
@@ -154,3 +154,37 @@ rule train_heads:
         "python -m pipeline.train_heads --model {params.model:q} --text {input.text:q} --num-heads {params.num_heads}"
         " --epochs {params.epochs} --shortlist-size {params.shortlist_size} --seed {params.seed} --errors-as-rows"
         " --output {params.folder:q} 2> >(tee {log:q} >&2)"
+
+
+rule train_mixer:
+    """Train FasterDecodeMixer's slots on text that the target wrote.
+
+    python -m pipeline.train_mixer --model results/models/smollm2-135m --text results/parts/smollm2-135m/default/text.jsonl
+        --num-slots 4 --num-positions 4 --num-mixer-layers 1 --epochs 3 --shortlist-size 8192 --seed 0
+        --output results/parts/smollm2-135m/default/mixer
+    """
+    input:
+        model="results/models/{model}/source.json",
+        text=f"{PART}/text.jsonl",
+        sources=sources_of("pipeline.train_mixer"),
+    output:
+        record=f"{PART}/mixer/mixer.json",
+    params:
+        model=subpath(input.model, parent=True),
+        folder=subpath(output.record, parent=True),
+        settings=[
+            word
+            for name, value in SETTINGS.training.mixer.model_dump().items()
+            for word in (f"--{name.replace('_', '-')}", str(value))
+        ],
+        seed=SETTINGS.training.seed,
+    threads: workflow.cores
+    resources:
+        timed=1,
+    log:
+        f"results/logs/train_mixer/{{model}}/{SETTINGS.training.name}.log",
+    message:
+        "Training a mixer for {wildcards.model}"
+    shell:
+        "python -m pipeline.train_mixer --model {params.model:q} --text {input.text:q} {params.settings:q}"
+        " --seed {params.seed} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"

@@ -1,7 +1,7 @@
-"""Masked diffusion: a text is denoised block by block, several tokens in each forward pass."""
+"""Masked diffusion: a text is denoised block by block, several tokens in each forward pass.
 
-from shuffle.diffusion.config import DiffusionConfig
-from shuffle.diffusion.generator import DiffusionGenerator
-from shuffle.diffusion.model import DiffusionTransformer
+Read ``model.py`` first. Example::
 
-__all__ = ["DiffusionConfig", "DiffusionGenerator", "DiffusionTransformer"]
+    from shuffle.diffusion.generator import DiffusionGenerator
+    generator = DiffusionGenerator.from_pretrained(folder, confidence_threshold=0.9)
+"""

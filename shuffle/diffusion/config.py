@@ -43,9 +43,3 @@ class DiffusionConfig(BackboneConfig):
     def num_special_tokens(self) -> int:
         """The mask alone."""
         return 1
-
-    @property
-    def end_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text."""
-        ends = self.eos_token_id
-        return () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)

@@ -1,7 +1,7 @@
-"""Two-stream language model: any order, any grouping; the tokens of a group are predicted at once (XLNet's streams)."""
+"""Two-stream language model: any order, any grouping; the tokens of a group are predicted at once (XLNet's streams).
 
-from shuffle.twostream.config import TwoStreamConfig
-from shuffle.twostream.generator import TwoStreamGenerator
-from shuffle.twostream.model import LlamaTwoStreamForCausalLM, TwoStreamOutput
+Read ``model.py`` first. Example::
 
-__all__ = ["LlamaTwoStreamForCausalLM", "TwoStreamConfig", "TwoStreamGenerator", "TwoStreamOutput"]
+    from shuffle.twostream.generator import TwoStreamGenerator
+    generator = TwoStreamGenerator.from_pretrained(folder, group_size=2)
+"""

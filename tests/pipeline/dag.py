@@ -36,6 +36,9 @@ if sys.argv[0] == "-m":  # run as python -m pipeline.<rule>
         "selfgen": lambda: [option("--output").with_name(name) for name in ("text.json", "text.jsonl")],
         "train_draft": lambda: [option("--output") / "draft.json"],
         "train_heads": lambda: [option("--output") / "heads.json"],
+        "train_mixer": lambda: [option("--output") / "mixer.json"],
+        "pairs": lambda: [option("--output") / "pairs.json"],
+        "train": lambda: [option("--output") / f"{'source' if 'autoregressive' in words else 'generator'}.json"],
     }.get(rule, lambda: [option("--output")])()
     with open("calls.log", "a") as log:
         print(rule, "begin", outputs[0], file=log, flush=True)
@@ -89,7 +92,7 @@ def copy_project(folder: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for profile in ("laptop", "smoke"):
         file = folder / "config" / f"{profile}.yaml"
-        values = yaml.safe_load(file.read_text())
+        values = yaml.safe_load(file.read_text()) | {"twins": {}}  # they have tests of their own
         file.write_text(yaml.safe_dump(values | {"methods": {method: {} for method in METHODS}}))
     shutil.copy(ROOT / "Snakefile", folder)
     (folder / "pipeline" / "__init__.py").write_text(STAND_IN)

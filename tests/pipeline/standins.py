@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from baselines.medusa_heads import HeadsRecord, MedusaHeads, save_heads
+from shuffle.fasterdecodemixer.config import MixerConfig
+from shuffle.fasterdecodemixer.model import FasterDecodeMixer
 from tests.decoding.tiny import SHAPE, save_model
 
 
@@ -26,7 +28,7 @@ def save_target(folder: Path, seed: int = 0, prefix: str = "w") -> Path:
 
 
 def save_parts(folder: Path) -> dict[str, Path]:
-    """Save a draft model that differs from the target of seed 0, and random heads; return both folders by part."""
+    """Save a draft model that differs from the target of seed 0, random heads, a random mixer; return their folders."""
     draft, heads = save_target(folder / "draft", seed=1), folder / "heads"
     (draft / "draft.json").write_text(json.dumps({"layers": [0]}))
     torch.manual_seed(2)
@@ -35,7 +37,13 @@ def save_parts(folder: Path) -> dict[str, Path]:
         torch.nn.init.normal_(parameter, std=0.3)
     heads.mkdir()
     save_heads(heads, medusa, HeadsRecord(2, SHAPE["hidden_size"], tuple(range(SHAPE["vocab_size"]))))
-    return {"draft": draft, "heads": heads}
+    words = tuple(range(SHAPE["vocab_size"]))
+    shape = {"vocab_size": len(words), "shortlist_size": len(words), "hidden_size": SHAPE["hidden_size"]}
+    mixer = FasterDecodeMixer(MixerConfig(**shape))
+    mixer.start_from(words, torch.randn(len(words), SHAPE["hidden_size"]))
+    mixer.save_pretrained(folder / "mixer")
+    (folder / "mixer" / "mixer.json").write_text("{}")
+    return {"draft": draft, "heads": heads, "mixer": folder / "mixer"}
 
 
 def requests(count: int = 6, seed: int = 0, limit: int = 30) -> list[dict[str, Any]]:

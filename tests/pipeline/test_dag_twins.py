@@ -1,0 +1,84 @@
+"""Twins and what is held against them in the DAG: what is trained, once, and what a change costs (as ``test_dag``)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.pipeline.dag import cells_of, copy_project, plan, snakemake
+
+METHODS = ("autoregressive", "diffusion_2_passes", "diffusion_4_passes", "shufflelm", "shufflelm_distilled")
+RUN = ("--configfile", "twins.yaml")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of two twins, one of which has a generator that learns from its answers."""
+    project = copy_project(tmp_path_factory.mktemp("project"))
+    limits = {"num_prompts": 1, "max_new_tokens": 2}
+    one = {"task": "verbalized_plain", "methods": {name: {} for name in METHODS}}
+    other = {"task": "multi30k_plain", "path": "config", "methods": {"autoregressive": {}, "twostream": {}}}
+    values = {"profile": "twins", "twins": {"one": one | limits, "other": other | limits}}
+    (project / "twins.yaml").write_text(yaml.safe_dump(values))
+    counts = plan(project, *RUN)
+    expected = {"pairs": 2, "train_twin": 2, "train_generator": 4, "distill": 1, "generate": 7, "score": 7, "curves": 1}
+    assert {rule: counts[rule] for rule in expected} == expected
+    snakemake(project, *RUN)
+    return project
+
+
+def changed(project: Path, file: str) -> Counter[str]:
+    """What a run would do after a change in ``file``, which is undone."""
+    path = project / file
+    before = path.read_text()
+    path.write_text(before + "\n# changed\n")
+    try:
+        return plan(project, *RUN)
+    finally:
+        path.write_text(before)
+        snakemake(project, *RUN, "--touch")
+
+
+def test_a_finished_run_has_nothing_to_do(finished: Path) -> None:
+    assert (finished / "results" / "figures" / "passes.png").is_file()
+    assert plan(finished, *RUN)["total"] == 0
+
+
+def test_a_changed_sampler_trains_nothing(finished: Path) -> None:
+    counts = changed(finished, "shuffle/diffusion/sampler.py")
+    assert counts["train_generator"] == counts["train_twin"] == 0
+    assert cells_of(counts, "Timing") == {(name, "verbalized_plain") for name in METHODS if "diffusion" in name}
+
+
+def test_a_changed_model_is_trained_again_and_no_other(finished: Path) -> None:
+    counts = changed(finished, "shuffle/twostream/model.py")
+    assert counts["train_generator"] == 1
+    assert cells_of(counts, "Timing") == {("twostream", "multi30k_plain")}
+
+
+def test_a_changed_distillation_concerns_who_learns_from_it(finished: Path) -> None:
+    counts = changed(finished, "pipeline/distill.py")
+    assert counts["distill"] == counts["train_generator"] == 1
+    assert cells_of(counts, "Timing") == {("shufflelm_distilled", "verbalized_plain")}
+
+
+def test_a_changed_figure_costs_a_figure(finished: Path) -> None:
+    counts = changed(finished, "pipeline/curves.py")
+    assert (counts["curves"], counts["collect"], counts["generate"]) == (1, 0, 0)
+
+
+def test_a_setting_of_one_generator_trains_it_alone(finished: Path) -> None:
+    path = finished / "twins.yaml"
+    before = path.read_text()
+    values = yaml.safe_load(before)
+    values["twins"]["one"]["generators"] = {"diffusion": {"block_length": 4}}
+    path.write_text(yaml.safe_dump(values))
+    try:
+        counts = plan(finished, *RUN)
+    finally:
+        path.write_text(before)
+    assert counts["train_generator"] == 1
+    assert cells_of(counts, "Timing") == {(name, "verbalized_plain") for name in METHODS if "diffusion" in name}
