@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from decoding import StopStrings
-from shuffle.diffusion import DiffusionConfig, DiffusionGenerator, DiffusionTransformer
+from shuffle.diffusion.config import DiffusionConfig
 from shuffle.diffusion.energy import energy, pseudo_log_likelihoods
+from shuffle.diffusion.generator import DiffusionGenerator
+from shuffle.diffusion.model import DiffusionTransformer
 
 EOS, V, CONTEXT, L = 2, 24, 64, 4
 RNG = random.Random(5)

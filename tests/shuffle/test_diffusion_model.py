@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from shuffle.diffusion import DiffusionConfig, DiffusionTransformer
+from shuffle.diffusion.config import DiffusionConfig
 from shuffle.diffusion.energy import causal_scorer, energy, hide_worst, pseudo_log_likelihoods
-from shuffle.diffusion.model import mask_ratios
+from shuffle.diffusion.model import DiffusionTransformer, mask_ratios
 from shuffle.examples import Example
 
 EOS, L = 2, 4

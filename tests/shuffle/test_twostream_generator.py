@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from decoding import StopStrings
-from shuffle.twostream import LlamaTwoStreamForCausalLM, TwoStreamConfig, TwoStreamGenerator
+from shuffle.twostream.config import TwoStreamConfig
+from shuffle.twostream.generator import TwoStreamGenerator
+from shuffle.twostream.model import LlamaTwoStreamForCausalLM
 
 RNG = random.Random(5)
 PROMPTS = [[RNG.randrange(3, 48) for _ in range(length)] for length in (1, 7, 19, 4, 12)]

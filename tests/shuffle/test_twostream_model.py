@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 from shuffle.examples import IGNORED, Example, collate_joined
-from shuffle.twostream import LlamaTwoStreamForCausalLM, TwoStreamConfig
+from shuffle.twostream.config import TwoStreamConfig
 from shuffle.twostream.masks import PADDING
-from shuffle.twostream.model import fill_up
+from shuffle.twostream.model import LlamaTwoStreamForCausalLM, fill_up
 from tests.decoding.tiny import logits_of, save_model
 
 SHAPE = {"vocab_size": 48, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "eos_token_id": 2}
