@@ -46,6 +46,7 @@ def curves(table: pd.DataFrame) -> Figure:
     """Return the figure: a row of two panels for each twin, or a line of text if no cell of one ended well."""
     import matplotlib.pyplot as plt
     import seaborn as sns
+    from matplotlib.ticker import FuncFormatter
 
     rows = points(table)
     sns.set_theme(style="whitegrid", context="notebook", font_scale=0.85)
@@ -63,7 +64,7 @@ def curves(table: pd.DataFrame) -> Figure:
             draw(panel, cells, column, looks)
             panel.set(xlabel=label, ylabel=cells["metric"].iloc[0], title=" · ".join(name))
             panel.set_xscale("log", base=2)
-            panel.xaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
     sns.despine(figure)

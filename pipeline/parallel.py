@@ -52,6 +52,22 @@ def _generator(weights: str, options: Mapping[str, Any], **fixed: Any) -> Method
     )
 
 
+DRAFT: Mapping[str, Any] = {"num_draft_tokens": PositiveInt, "max_text": PositiveInt}
+
+
+def _drafter(weights: str) -> Method:
+    """Return the lossless method in which a generator drafts for its twin."""
+    return Method(
+        "shuffle.drafting:OutputDrafter",
+        lossless=True,
+        kind="drafter",
+        options=DRAFT,
+        parts=(weights,),
+        fixed={"generator": GENERATORS[weights].generator},
+        also=(GENERATORS[weights].generator.partition(":")[0],),
+    )
+
+
 PARALLEL_METHODS: Mapping[str, Method] = {
     "shufflelm": _generator("shufflelm", SHUFFLE),
     "shufflelm_assignment": _generator("shufflelm", SHUFFLE, shuffle_strategy="assignment"),
@@ -66,5 +82,6 @@ PARALLEL_METHODS: Mapping[str, Method] = {
     **{f"diffusion_{n}_passes": _generator("diffusion", DIFFUSION, num_refinement_steps=n) for n in PASSES},
     "twostream": _generator("twostream", TWO_STREAM),
     "twostream_distilled": _generator("twostream_distilled", TWO_STREAM),
+    **{f"{weights}_draft": _drafter(weights) for weights in ("shufflelm", "diffusion", "twostream")},
     **{f"twostream_groups_of_{n}": _generator("twostream", TWO_STREAM, group_size=n) for n in GROUPS},
 }
