@@ -78,7 +78,8 @@ GENERATORS: Mapping[str, Generator] = {
     "shufflelm_identity_matching": _shufflelm(matching="identity"),
     "shufflelm_no_mixer": _shufflelm(num_mixer_layers=0),
     "shufflelm_slot_order": _shufflelm(matching="identity", position_head="none"),
-    "shufflelm_no_glancing": _shufflelm(glancing=0.0),
+    # one thing added
+    "shufflelm_glancing": _shufflelm(glancing=0.5),
     "diffusion": _diffusion(),
     "diffusion_distilled": _diffusion(distilled=True),
     "twostream": _twostream(),

@@ -75,7 +75,7 @@ PARALLEL_METHODS: Mapping[str, Method] = {
     "shufflelm_distilled": _generator("shufflelm_distilled", SHUFFLE),
     "shufflelm_identity_matching": _generator("shufflelm_identity_matching", SHUFFLE),
     "shufflelm_no_mixer": _generator("shufflelm_no_mixer", SHUFFLE),
-    "shufflelm_no_glancing": _generator("shufflelm_no_glancing", SHUFFLE),
+    "shufflelm_glancing": _generator("shufflelm_glancing", SHUFFLE),
     "shufflelm_slot_order": _generator("shufflelm_slot_order", SHUFFLE, shuffle_strategy="none"),
     "diffusion": _generator("diffusion", DIFFUSION),
     "diffusion_distilled": _generator("diffusion_distilled", DIFFUSION),
