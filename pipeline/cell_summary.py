@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from decoding import SpeculativeDecoder
+from decoding import SpeculativeDecoder, TargetModel
 from pipeline.batch_speed import measure_batch
 from pipeline.clock import measure_limits
 from pipeline.files import sha256_of_all
@@ -44,25 +44,9 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
     spec, kind = bench.spec, METHODS[bench.spec.method].kind
     # A generator's forward passes are its own model's; all others' are the target's.
     model = bench.method.target if kind == "generator" else bench.target  # type: ignore[attr-defined]
-    part_bytes = part_bytes_of(bench.method)
+    ours, part_bytes = kind == "drafter", part_bytes_of(bench.method)
     cache_bytes_per_token = model.new_cache(1).bytes_per_token
     longest = max(len(request["prompt_ids"]) + request["max_new_tokens"] for request in requests)
-    figures = summarise(
-        records,
-        weight_bytes=model.weights.weight_bytes,
-        parameter_bytes=model.parameter_bytes,
-        cache_bytes_per_token=cache_bytes_per_token,
-        limits=bench.limits.or_better(measure_limits(bench.device, bench.precision.arithmetic)),
-        part_bytes=part_bytes,
-        is_parallel=kind == "generator",
-    )
-    if not bench.sampling.is_greedy:
-        figures["lossless_match"] = None  # sampled texts differ by chance: their distribution is what tests hold equal
-    if kind == "peer" and not spec.parts:
-        figures["draft_s"] = None  # transformers does not tell when it looks up
-    if kind == "generator":
-        figures |= measure_batch(bench.method, bench.target, requests, bench.device)  # type: ignore[arg-type]
-    ours = kind == "drafter"
     return {
         "status": "ok",
         "reason": "",
@@ -70,7 +54,7 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
         "device": bench.device.type,
         "hardware": hardware_name(bench.device),
         "num_threads": bench.num_threads,
-        **figures,
+        **figures_of(bench, records, requests, model, part_bytes),
         "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
         "weight_bytes": model.weights.weight_bytes,
         "part_bytes": part_bytes,
@@ -82,6 +66,29 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
         "divergences": bench.margins(records, requests) if bench.sampling.is_greedy and kind != "generator" else [],
         **how_measured(spec),
     }
+
+
+def figures_of(
+    bench: Bench, records: list[Record], requests: list[Record], model: TargetModel, part_bytes: int
+) -> dict[str, Any]:
+    """Return the figures of the records, and of a batch where the method is a parallel generator."""
+    kind = METHODS[bench.spec.method].kind
+    figures = summarise(
+        records,
+        weight_bytes=model.weights.weight_bytes,
+        parameter_bytes=model.parameter_bytes,
+        cache_bytes_per_token=model.new_cache(1).bytes_per_token,
+        limits=bench.limits.or_better(measure_limits(bench.device, bench.precision.arithmetic)),
+        part_bytes=part_bytes,
+        is_parallel=kind == "generator",
+    )
+    if not bench.sampling.is_greedy:
+        figures["lossless_match"] = None  # sampled texts differ by chance: their distribution is what tests hold equal
+    if kind == "peer" and not bench.spec.parts:
+        figures["draft_s"] = None  # transformers does not tell when it looks up
+    if kind == "generator":
+        figures |= measure_batch(bench.method, bench.target, requests, bench.device)  # type: ignore[arg-type]
+    return figures
 
 
 def how_measured(spec: CellSpec) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from pipeline.training_examples import Batches, read_examples
 from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 CHECKPOINTS = 10  # in the course of a training, and as often the validation loss is measured
 VALIDATION_EXAMPLES = 256
@@ -119,14 +119,14 @@ def checked(config_class: Any, values: dict[str, Any]) -> Any:
         raise UserError(f"{config_class.__name__}: {error}") from error
 
 
-def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, recipe: Recipe, work: Path) -> Trainer:
-    """Return transformers' Trainer over whole batches."""
+def training_arguments(recipe: Recipe, work: Path) -> TrainingArguments:
+    """Return what transformers' Trainer is told; under a launcher it finds the other processes by itself."""
     import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import TrainingArguments
 
     on_cpu = not torch.cuda.is_available()
     every = max(1, recipe.steps // CHECKPOINTS)
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(work / "checkpoints"),
         max_steps=recipe.steps,
         per_device_train_batch_size=1,  # an item is a whole batch
@@ -154,6 +154,11 @@ def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, re
         dataloader_pin_memory=not on_cpu,
     )
 
+
+def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, recipe: Recipe, work: Path) -> Trainer:
+    """Return transformers' Trainer over whole batches."""
+    from transformers import Trainer, TrainerCallback
+
     class Progress(TrainerCallback):
         """Tells a model that changes in the course of training how far it is."""
 
@@ -163,7 +168,7 @@ def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, re
 
     return Trainer(
         model=model,
-        args=arguments,
+        args=training_arguments(recipe, work),
         train_dataset=train,
         eval_dataset=validation,
         data_collator=lambda items: items[0],

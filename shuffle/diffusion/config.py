@@ -22,6 +22,8 @@ class DiffusionConfig(BackboneConfig):
             longest text is plain masked diffusion (MDLM, LLaDA); one token is autoregression.
         loss_weighting: ``"1/t"``, the likelihood bound, or ``"uniform"``, every masked token alike.
         min_mask_ratio: the least share t of masked tokens in training, above 0.
+        placed_masks: a mask has an embedding for each place of its block. Masks that are all alike have only the rotary
+            embedding to tell which of them is meant, and a small model that starts from nothing learns that slowly.
     """
 
     model_type = "shufflebench-diffusion"
@@ -29,6 +31,7 @@ class DiffusionConfig(BackboneConfig):
     block_length: int = 8
     loss_weighting: str = "uniform"
     min_mask_ratio: float = 1e-3
+    placed_masks: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -41,5 +44,5 @@ class DiffusionConfig(BackboneConfig):
 
     @property
     def num_special_tokens(self) -> int:
-        """The mask alone."""
-        return 1
+        """The mask, once for each place of a block, or once."""
+        return self.block_length if self.placed_masks else 1

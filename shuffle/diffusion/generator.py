@@ -64,8 +64,9 @@ class DiffusionGenerator:
         **rules: Any,
     ) -> None:
         self.rules = Denoising(**rules)
-        if block_length is not None and block_length < 1:
-            raise ValueError(f"block_length must be None or 1 or more, not {block_length}")
+        longest = model.config.block_length if model.config.placed_masks else model.config.max_position_embeddings
+        if block_length is not None and not 1 <= block_length <= longest:
+            raise ValueError(f"block_length must be None or 1 to {longest}, not {block_length}")
         if num_candidates < 1:
             raise ValueError(f"num_candidates must be 1 or more, not {num_candidates}")
         if energy_rounds < 0:
@@ -196,7 +197,8 @@ class DiffusionGenerator:
         """Return what predicts one block on the engine; its first pass reads and commits ``unread`` as well."""
 
         def predict(block: Int[Tensor, "1 l"]) -> Float[Tensor, "1 l v"]:
-            rows, width = unread + block[0].tolist(), len(unread)
+            masks = self.model.placed(block[0], torch.arange(block.shape[1], device=block.device))
+            rows, width = unread + masks.tolist(), len(unread)
             leading = [width] * width + [len(rows)] * (len(rows) - width)
             positions = range(cache.length, cache.length + len(rows))
             logits = read_block(self.target, cache, rows, positions, leading, width).logits

@@ -61,6 +61,10 @@ class DiffusionTransformer(ParallelModel):
         """The id that stands for a hidden token."""
         return self.special_id(0)
 
+    def placed(self, ids: Int[Tensor, "*b"], places: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
+        """Return ids whose masks are those of their ``places`` in the block."""
+        return torch.where(ids == self.mask_id, ids + places, ids) if self.config.placed_masks else ids
+
     def forward(
         self,
         input_ids: Int[Tensor, "b t"],
@@ -114,12 +118,14 @@ class DiffusionTransformer(ParallelModel):
         places = torch.arange(clean.shape[1], device=device).expand_as(clean)
         behind = lengths + offset + torch.arange(noisy.shape[1], device=device)
         positions = torch.cat([places, behind], dim=1)
-        blocks = (positions - lengths).div(block_length or self.config.block_length, rounding_mode="floor") + 1
+        size = block_length or self.config.block_length
+        blocks = (positions - lengths).div(size, rounding_mode="floor") + 1
         blocks.clamp_(min=0)  # the prompt is one block
         is_noisy = torch.cat([torch.zeros_like(valid), torch.ones_like(noisy, dtype=torch.bool)], dim=1)
         seen = torch.cat([valid, torch.ones_like(noisy, dtype=torch.bool)], dim=1)
         visible = block_causal(blocks, is_noisy) & seen[:, None]
-        return self.read(self.embed(torch.cat([clean, noisy], dim=1)), positions, visible)
+        ids = self.placed(torch.cat([clean, noisy], dim=1), (positions - lengths) % size)
+        return self.read(self.embed(ids), positions, visible)
 
     def _loss(
         self, input_ids: Int[Tensor, "b t"], valid: Bool[Tensor, "b t"], labels: Int[Tensor, "b t"]

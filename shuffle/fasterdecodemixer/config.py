@@ -40,7 +40,7 @@ class MixerConfig(PreTrainedConfig):
     num_context: int = 3
     num_mixer_layers: int = 1
     rotary_dim: int = 16
-    position_sharpness: float = 8.0
+    position_sharpness: float = 16.0
     reveal: float = 0.5
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -17,8 +17,10 @@ outputs: Sun et al. 2019):
     p_k(. | y)  = softmax(O (z_k + silu(R z_k + A e_y)))
     p_j(. | y)  = sum_k w_kj p_k(. | y)                  slots at one position are siblings: they share its probability
 
-Trained by -sum_j 0.8^j log p_j(t_j | t_{j-1} or not known), which leaves it to the slots who says what: the posterior
-of k given t_j is a soft matching of slots and tokens. O has rows for a *shortlist* of tokens, those that the model
+Trained by -sum_j 0.8^j log p_j(t_j | t_{j-1} or not known) + sum_k (1 - S_k,tier(k)), where slot k's tier is position
+1 + k mod J: siblings share out a position's tokens among themselves (the posterior of k given t_j is a soft matching),
+but the slots of one do not leave it for another. Without that term all slots crowd at the first positions, whose tokens
+are the easiest, and the last ones have none that is told the token before. O has rows for a *shortlist* of tokens, those that the model
 often says, and starts from its head. What is off the shortlist is never guessed, which costs speed and nothing else.
 
 Example::
@@ -48,6 +50,7 @@ from shuffle.shufflelm.mixer import MixerBlock
 from shuffle.shufflelm.rotary import frequencies, position_scores, targets
 
 POSITION_DECAY = 0.8  # loss weight of each position relative to the one before it, as Medusa's
+PLACE_WEIGHT = 1.0  # of the slots' positions in the loss
 KEEP_WEIGHT = 0.1  # of the keep logits' loss
 SMALL = 0.01  # spread of weights that start all but switched off
 
@@ -126,13 +129,18 @@ class FasterDecodeMixer(PreTrainedModel):
         for linear in (self.place, self.keep, *last):
             linear.weight.zero_()
             linear.bias.zero_()
-        tiers = torch.arange(self.config.num_slots) % self.config.num_positions
-        self.place_of_slot.copy_(targets(tiers, self.omega).flatten(1))
+        self.place_of_slot.copy_(targets(self.tiers, self.omega).flatten(1))
         self.keep_of_slot.copy_(1.0 - torch.arange(self.config.num_slots) // self.config.num_positions)
 
     def mixer_blocks(self) -> list[MixerBlock]:
         """Return the blocks, the first first."""
         return [block for block in self.blocks if isinstance(block, MixerBlock)]
+
+    @property
+    def tiers(self) -> Int[Tensor, " k"]:
+        """The position that each slot is for."""
+        tiers: Tensor = torch.arange(self.config.num_slots) % self.config.num_positions
+        return tiers
 
     @property
     def omega(self) -> Float[Tensor, " m"]:
@@ -249,7 +257,7 @@ class FasterDecodeMixer(PreTrainedModel):
         labels: Int[Tensor, "n j"],
         untold: Bool[Tensor, "n k"],
     ) -> Float[Tensor, ""]:
-        """Return ``-sum_j 0.8^j log p_j`` of the labels, each position's mean, and the keep logits' share.
+        """Return ``-sum_j 0.8^j log p_j`` of the labels, each position's mean, with the places' and keep logits' share.
 
         A keep logit is to say how often a slot is right that is not told what was right before it: only the
         ``untold`` ones teach it.
@@ -260,8 +268,10 @@ class FasterDecodeMixer(PreTrainedModel):
         shared = (log_probs + log_shares(slots.scores, slots.keep_logits, self.config.position_sharpness)).logsumexp(1)
         decay = POSITION_DECAY ** torch.arange(labels.shape[1], device=labels.device)
         weights = labelled * decay / labelled.sum(0).clamp(min=1)
+        placed = slots.scores[:, torch.arange(len(self.tiers)), self.tiers].mean(0)
         at_home = labels.gather(1, slots.homes)
         right = (logits.argmax(-1) == at_home).float()
         known = ((at_home != IGNORED) & untold).float()
         keep = F.binary_cross_entropy_with_logits(slots.keep_logits.float(), right, known, reduction="sum")
-        return -(shared * weights).sum() + KEEP_WEIGHT * keep / known.sum().clamp(min=1)
+        places = PLACE_WEIGHT * (1 - placed).sum()
+        return -(shared * weights).sum() + places + KEEP_WEIGHT * keep / known.sum().clamp(min=1)

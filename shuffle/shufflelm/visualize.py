@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -129,7 +130,7 @@ def _draw(figure: Figure, shown: ShuffleSteps, title: Sequence[str], share: floa
         colour = "grey" if place is None else colours(0.75 * place / max(len(places) - 1, 1))
         # What stays at the slot: the token, pale, paler still where it is dropped.
         alpha = 1 - min(1.0, 3 * share) * (0.7 if place is None else 0.4)
-        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour, "alpha": alpha}
+        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": to_rgba(colour, alpha)}
         axes.text(0.0, slot, label, **plain, color=colour, alpha=alpha, bbox=box)
         if place is None:
             continue

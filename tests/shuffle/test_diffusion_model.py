@@ -203,3 +203,24 @@ def test_training_needs_an_end_token() -> None:
     model = DiffusionTransformer(DiffusionConfig(**SHAPE))
     with pytest.raises(ValueError, match="eos_token_id"):
         model(**model.collate(EXAMPLES))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("placed", [True, False])
+def test_a_mask_is_that_of_its_place_in_its_block(placed: bool) -> None:
+    torch.manual_seed(0)
+    config = DiffusionConfig(vocab_size=20, hidden_size=32, num_layers=1, block_length=3, placed_masks=placed)
+    model = DiffusionTransformer(config).eval()
+    assert config.num_special_tokens == (3 if placed else 1)
+    prompt, masks = [4, 5], [model.mask_id] * 6
+
+    def logits() -> torch.Tensor:
+        return model(torch.tensor([prompt + masks]), prompt_lengths=torch.tensor([2])).logits[0, 2:]
+
+    before = logits()
+    ids = model.placed(torch.tensor(masks), torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert (ids - model.mask_id).tolist() == ([0, 1, 2, 0, 1, 2] if placed else [0] * 6)
+    if placed:
+        model.backbone.embed_tokens.weight[model.special_id(2)] += 1.0
+        changed = (logits() - before).abs().amax(1) > 1e-6
+        assert changed.tolist() == [True] * 6  # each sees the last place of its block, or of an earlier one

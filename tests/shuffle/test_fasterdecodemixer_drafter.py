@@ -15,7 +15,7 @@ from decoding.sampling import GREEDY
 from shuffle.fasterdecodemixer.config import MixerConfig
 from shuffle.fasterdecodemixer.drafter import MixerDrafter, grow
 from shuffle.fasterdecodemixer.generator import AcceptAll, KeptSlotsDrafter, MixerGenerator
-from shuffle.fasterdecodemixer.guesses import DecodingMixer, Guesses
+from shuffle.fasterdecodemixer.guesses import DecodingMixer
 from shuffle.fasterdecodemixer.model import FasterDecodeMixer
 from tests.decoding.tiny import SHAPE, greedy_of, logits_of, save_model
 
@@ -103,7 +103,8 @@ def test_guesses_are_those_of_the_model(changes: dict[str, int]) -> None:
     rows = torch.tensor([[SHORTLIST.index(token) for token in context[-C:]]])
     with torch.no_grad():
         slots, p = mixer.slots(hidden[None], rows), mixer.distributions(hidden[None], rows)[0]
-        weights = (8.0 * slots.scores + slots.keep_logits.sigmoid().log()[..., None]).softmax(1)[0]
+        kept = slots.keep_logits.sigmoid().log()[..., None]
+        weights = (mixer.config.position_sharpness * slots.scores + kept).softmax(1)[0]
         plain = mixer(hidden[None], rows).logits[0]
     homes = slots.homes[0].tolist()
     guesses = DecodingMixer(mixer, torch.float32, torch.device("cpu"))(hidden, context)
@@ -132,54 +133,6 @@ def test_a_token_off_the_shortlist_is_told_as_unknown() -> None:
     hidden = torch.ones(D)
     assert mixer(hidden, [5, 8]) == mixer(hidden, [8]) == mixer(hidden, [7, 8])
     assert mixer(hidden, [6, 8]) != mixer(hidden, [7, 8])
-
-
-def random_guesses(seed: int) -> Guesses:
-    generator = torch.Generator().manual_seed(seed)
-    tokens = [torch.randperm(40, generator=generator)[:4].tolist() for _ in range(3)]
-    chances = torch.rand(3, 4, generator=generator).softmax(-1).sort(descending=True).values
-    links = torch.rand(2, 4, 4, generator=generator).mul(3).softmax(-1) * 0.9
-    return Guesses(tokens, chances.tolist(), links.tolist(), [0.9, 0.5, 0.9])
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_tree_holds_the_nodes_of_greatest_chance(seed: int) -> None:
-    guesses = random_guesses(seed)
-    chances = {}
-    for depth in (1, 2, 3):
-        for path in itertools.product(range(4), repeat=depth):
-            chances[path] = guesses.chances[0][path[0]]
-            for j in range(1, depth):
-                chances[path] *= guesses.links[j - 1][path[j - 1]][path[j]]
-    best = sorted(chances, key=lambda path: -chances[path])[:11]  # a parent's chance is never below its child's
-    grown = grow(guesses, 11)
-    paths: list[tuple[int, ...]] = [()]
-    for i, (parent, candidate) in enumerate(zip(grown.parents, grown.candidates, strict=True)):
-        paths.append((*paths[parent], candidate))
-        assert grown.positions[i] == len(paths[parent])
-        before = chances.get(paths[parent], 1.0)
-        assert grown.chances[i] == pytest.approx(chances[paths[-1]] / before)
-    assert set(paths[1:]) == set(best)
-
-
-def test_a_chain_takes_the_likeliest_child_each_time() -> None:
-    guesses = random_guesses(1)
-    grown = grow(guesses, 10, max_children=1)
-    chain = [0]
-    for links in guesses.links:
-        chain.append(links[chain[-1]].index(max(links[chain[-1]])))
-    assert (grown.parents, grown.candidates) == ([0, 1, 2], chain)
-
-
-def test_only_nodes_that_pay_are_taken() -> None:
-    guesses, row_cost = random_guesses(2), 0.08
-    everything, paying = grow(guesses, 60), grow(guesses, 60, row_cost=row_cost)
-    count, products = len(paying.parents), [1.0]
-    for parent, chance in zip(everything.parents, everything.chances, strict=True):
-        products.append(products[parent] * chance)
-    speeds = [sum(products[: n + 1]) / (1 + n * row_cost) for n in range(len(products))]
-    assert 0 < count < len(everything.parents)
-    assert count == speeds.index(max(speeds))
 
 
 @pytest.mark.parametrize("options", [{}, {"max_children": 1}, {"num_nodes": 4, "row_cost": 0.05}])

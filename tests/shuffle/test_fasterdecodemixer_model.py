@@ -117,7 +117,7 @@ def test_the_loss_is_the_likelihood_of_the_mixture() -> None:
     """With every token before told, as in training where ``reveal`` is 1."""
     mixer = random_mixer(reveal=1.0).train()
     hidden, context, labels = inputs()
-    loss, losses, keeps = mixer(hidden, context, labels).loss, [[], []], []
+    loss, losses, keeps, places = mixer(hidden, context, labels).loss, [[], []], [], 0.0
     for i in range(len(hidden)):
         first = int(labels[i, 0])
         logits, scores, keep = naive(mixer, hidden[i].tolist(), context[i].tolist(), [int(context[i, -1]), first])
@@ -127,10 +127,11 @@ def test_the_loss_is_the_likelihood_of_the_mixture() -> None:
             if token >= 0:
                 losses[j].append(-math.log(sum(shares[k][j] * softmax(logits[k])[token] for k in range(K))))
         for k in range(K):
+            places += (1 - scores[k][k % J]) / 3
             if scores[k].index(max(scores[k])) == 0:  # the others were told what is right
                 chance, right = 1 / (1 + math.exp(-keep[k])), logits[k].index(max(logits[k])) == first
                 keeps.append(-math.log(chance if right else 1 - chance))
-    expected = sum(losses[0]) / 3 + 0.8 * sum(losses[1]) / 2 + 0.1 * sum(keeps) / len(keeps)
+    expected = sum(losses[0]) / 3 + 0.8 * sum(losses[1]) / 2 + places + 0.1 * sum(keeps) / len(keeps)
     assert float(loss.detach()) == pytest.approx(expected, abs=1e-4)
 
 
@@ -189,6 +190,22 @@ def test_it_learns_under_a_trainer_with_gradient_checkpointing_and_bfloat16(tmp_
     mixer.eval()
     guesses = mixer.distributions(states, torch.full((4, 2), S)).argmax(-1)
     assert torch.equal(guesses, torch.stack([first, (first + 1) % S], 1))
+
+
+def test_slots_stay_where_they_are_for_though_the_first_token_is_the_easiest() -> None:
+    """The first token is a function of the state and the others are noise: only the first rewards a slot."""
+    torch.manual_seed(0)
+    mixer = FasterDecodeMixer(
+        MixerConfig(vocab_size=12, hidden_size=D, shortlist_size=S, num_slots=4, num_positions=4, num_context=1)
+    ).train()
+    mixer.start_from(SHORTLIST, torch.randn(S, D))
+    optimizer, states = torch.optim.Adam(mixer.parameters(), lr=0.01), torch.randn(S, D) * 2
+    for _ in range(200):
+        labels = torch.randint(0, S, (32, 4))
+        optimizer.zero_grad()
+        mixer(states[labels[:, 0]], torch.full((32, 1), S), labels).loss.backward()
+        optimizer.step()
+    assert mixer.slots(states, torch.full((S, 1), S)).homes.tolist() == [[0, 1, 2, 3]] * S
 
 
 def test_gradients_are_the_same_with_and_without_checkpointing() -> None:
