@@ -19,9 +19,11 @@ outputs: Sun et al. 2019):
 
 Trained by -sum_j 0.8^j log p_j(t_j | t_{j-1} or not known) + sum_k (1 - S_k,tier(k)), where slot k's tier is position
 1 + k mod J: siblings share out a position's tokens among themselves (the posterior of k given t_j is a soft matching),
-but the slots of one do not leave it for another. Without that term all slots crowd at the first positions, whose tokens
-are the easiest, and the last ones have none that is told the token before. O has rows for a *shortlist* of tokens, those that the model
-often says, and starts from its head. What is off the shortlist is never guessed, which costs speed and nothing else.
+but no slot leaves its position for another's. Without that term the slots crowd at the first positions, whose tokens
+are the easiest, and the last ones have no slot that is told the token before.
+
+O has rows for a *shortlist* of tokens, those that the model often says, and starts from its head. What is off the
+shortlist is never guessed, which costs speed and nothing else.
 
 Example::
 
