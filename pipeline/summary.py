@@ -66,7 +66,8 @@ def summarise(
     baselines = [record["baseline"] for record in records]
     speeds, baseline_speeds = [*map(tokens_per_second, runs)], [*map(tokens_per_second, baselines)]
     speedup = paired_speedup(speeds, baseline_speeds)
-    decoded = [run for run in runs if run["tokens_by_step"]]
+    # A parallel generator's last passes may settle nothing that is text.
+    decoded = [run for run in runs if sum(run["tokens_by_step"])]
     # What prefill emitted is no part of decode: one token, or more where a method drafts before it.
     tokens = [sum(run["tokens_by_step"]) for run in decoded]
     decode_s = sum(run["decode_s"] for run in decoded)

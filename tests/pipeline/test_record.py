@@ -101,6 +101,23 @@ def test_a_text_of_one_token_has_no_decode_figures() -> None:
     assert [figures[name] for name in ("tpot_s", "tokens_per_step", "mbu", "speedup_low")] == [None] * 4
 
 
+def test_a_pass_that_settles_no_text_is_no_time_per_token() -> None:
+    idle = Generation((5, 2), 20, False, 0.1, (Step(0, 0, 0, 0, 0.0, 0.3),), prefill_forwards=1, prefill_emitted=2)
+    records = [{"prompt_id": 0, "method": run_record([idle]), "baseline": run_record([generation(0.5)])}]
+    figures = summarise(
+        records,
+        weight_bytes=10,
+        parameter_bytes=2,
+        cache_bytes_per_token=1,
+        limits=Limits(1.0, 1.0),
+        is_parallel=True,
+    )
+    assert figures["tpot_s"] is None
+    assert figures["tokens_per_second"] == pytest.approx(2 / 0.4)
+    assert figures["tokens_per_step"] == pytest.approx(2 / 2)  # two tokens, two passes
+    assert figures["flops"] is None
+
+
 def test_a_shorter_text_diverges_where_it_ends() -> None:
     records = [{"prompt_id": 5, "method": {"output_ids": [1, 2]}, "baseline": {"output_ids": [1, 2, 3]}}]
     assert first_divergences(records) == [{"prompt_id": 5, "token": 2}]
