@@ -63,7 +63,8 @@ def curves(table: pd.DataFrame) -> Figure:
         for panel, (column, label) in zip(line, PANELS, strict=True):
             draw(panel, cells, column, looks)
             panel.set(xlabel=label, ylabel=cells["metric"].iloc[0], title=" · ".join(name))
-            panel.set_xscale("log", base=2)
+            if column == "passes":
+                panel.set_xscale("log", base=2)
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)

@@ -174,7 +174,7 @@ def test_training_draws_sizes_and_orders(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(text[:2] == [0, 0] for text in texts)
 
 
-@pytest.mark.parametrize("implementation", ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
 def test_attention_back_ends_agree(implementation: str, tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path)
     ids, groups = random_ids(len(GROUPS), 8), torch.tensor(GROUPS)
@@ -182,7 +182,8 @@ def test_attention_back_ends_agree(implementation: str, tmp_path: Path) -> None:
         LlamaTwoStreamForCausalLM.from_pretrained(tmp_path, attn_implementation=name).eval()
         for name in ("sdpa", implementation)
     ]
-    with torch.no_grad():
+    # Uncompiled: torch 2.13 writes C++ for this flex-attention that does not compile (an undeclared variable).
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         first, second = (model(ids, group_ids=groups).logits for model in models)
     torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
 
