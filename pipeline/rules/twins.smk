@@ -3,26 +3,6 @@
 PAIRS = "results/twins/{twin}/pairs"
 
 
-def recipe(wildcards):
-    """What a twin and all its generators share, as arguments."""
-    twin = SETTINGS.twins[wildcards.twin]
-    names = ("steps", "batch_size", "learning_rate", "seed")
-    return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(twin, name)))]
-
-
-def backbone(wildcards):
-    return json.dumps(SETTINGS.twins[wildcards.twin].backbone.model_dump(), sort_keys=True)
-
-
-def generator_options(twin, generator):
-    return json.dumps(SETTINGS.twins[twin].generators.get(generator, {}), sort_keys=True)
-
-
-def distilled(wildcards):
-    """The twin's answers, for a generator that learns from them."""
-    return f"results/twins/{wildcards.twin}/distilled.jsonl" if GENERATORS[wildcards.generator].distilled else []
-
-
 rule pairs:
     """Write the pairs that a twin learns from, none of them evaluated, and train a tokenizer on them.
 

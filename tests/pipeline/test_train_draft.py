@@ -112,7 +112,7 @@ def test_training_learns_and_saves_a_model_that_loads(
     assert record["agreement"] > max(0.5, record["agreement_before"])
     assert set(record["agreement_by_source"]) == {"a", "b"}
     assert (given.output / "tokenizer.json").is_file()
-    assert (given.output / "loss.csv").read_text().startswith("step,epoch,loss,learning_rate\n")
+    assert (given.output / "loss.csv").read_text().startswith("step,epoch,loss,eval_loss,learning_rate\n")
     assert not list(given.output.rglob("*.bin"))
     shortlist = json.loads((given.output / "shortlist.json").read_text())
     assert shortlist == sorted(shortlist)
