@@ -113,9 +113,10 @@ DOCUMENTS = {
     "multi30k": [{"source": pair["target"], "target": pair["source"]} for pair in PAIRS],
     "wmt14": PAIRS,
 }
+DOCUMENTS["multi30k_plain"] = DOCUMENTS["multi30k"]
 # The key of a document that holds its right answer; a wrong answer to each.
 RIGHT = dict.fromkeys(("gsm8k", "gsm_symbolic"), "answer") | dict.fromkeys(
-    ("multi30k", "wmt14", "verbalized"), "target"
+    ("multi30k", "multi30k_plain", "wmt14", "verbalized", "verbalized_plain"), "target"
 )
 RIGHT |= {"cnn_dailymail": "highlights", "docstrings": "summary", "humaneval": "canonical_solution"}
 WRONG = dict.fromkeys(TASKS, "Something else.") | {"gsm8k": "1\n#### 1", "humaneval": "    return None\n"}
