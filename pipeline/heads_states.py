@@ -111,18 +111,18 @@ def kept_or_read(model: PreTrainedModel, pairs: list[Pair], kept: Path) -> Float
 
 
 class States(Dataset[dict[str, Tensor]]):
-    """Hidden states ``[N, d]`` and labels ``[N, K]``, handed out a batch at a time."""
+    """Hidden states ``[N, d]``, labels ``[N, K]`` and what else goes with each, handed out a batch at a time."""
 
-    def __init__(self, hidden: Float[Tensor, "n d"], labels: Int[Tensor, "n k"]) -> None:
-        self.hidden, self.labels = hidden, labels
+    def __init__(self, hidden: Float[Tensor, "n d"], labels: Int[Tensor, "n k"], **more: Tensor) -> None:
+        self.tensors = {"hidden": hidden, "labels": labels, **more}
 
     def __len__(self) -> int:
-        return len(self.hidden)
+        return len(self.tensors["hidden"])
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"hidden": self.hidden[index], "labels": self.labels[index]}
+        return {name: tensor[index] for name, tensor in self.tensors.items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """Return a whole batch: a thousand single items would take longer to collate than to learn from."""
         chosen = torch.tensor(indices)
-        return {"hidden": self.hidden[chosen], "labels": self.labels[chosen]}
+        return {name: tensor[chosen] for name, tensor in self.tensors.items()}

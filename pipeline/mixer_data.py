@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from decoding import CandidateTree, Drafter, Verdict
 from decoding.verify import greedy_path
@@ -32,26 +31,6 @@ def contexts_of(pairs: Sequence[Pair], num_context: int, rows: Int[Tensor, " v"]
         contexts.append(torch.tensor(before + output[:-1]).unfold(0, num_context, 1))
     ids = torch.cat(contexts)
     return torch.where(ids >= 0, rows[ids.clamp(min=0)], IGNORED)
-
-
-class ContextStates(Dataset[dict[str, Tensor]]):
-    """Hidden states ``[N, d]``, contexts ``[N, C]`` and labels ``[N, J]``, handed out a batch at a time."""
-
-    def __init__(
-        self, hidden: Float[Tensor, "n d"], context: Int[Tensor, "n c"], labels: Int[Tensor, "n j"]
-    ) -> None:
-        self.tensors = {"hidden": hidden, "context": context, "labels": labels}
-
-    def __len__(self) -> int:
-        return len(self.tensors["hidden"])
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {name: tensor[index] for name, tensor in self.tensors.items()}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        """Return a whole batch: a thousand single items would take longer to collate than to learn from."""
-        chosen = torch.tensor(indices)
-        return {name: tensor[chosen] for name, tensor in self.tensors.items()}
 
 
 def replay(drafter: Drafter, pairs: Sequence[Pair], hidden: Float[Tensor, "n d"], most_tokens: int = 10_000) -> float:

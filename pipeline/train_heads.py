@@ -16,8 +16,6 @@ all: ``heads.safetensors``, ``heads.json``, and ``loss.csv`` with the loss curve
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -29,15 +27,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 
 from baselines.medusa_heads import HeadsRecord, MedusaHeads, rows_of, save_heads
 from baselines.medusa_tree import fit_paths
-from pipeline.errors import UserError, command, tell
-from pipeline.files import atomic_path, atomic_write, sha256_of, sha256_of_all
+from pipeline.errors import UserError, command
+from pipeline.files import atomic_path, sha256_of, sha256_of_all
 from pipeline.heads_states import IGNORED, Pair, States, choose_shortlist, kept_or_read, labels_of, read_text
 from pipeline.prepare import check_source
-from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
+from pipeline.states_training import fit, run_rule
+from pipeline.training_work import prepared_work, publish, write_loss_curve
 
 HEAD_DECAY = 0.8  # loss weight of each head relative to the one before it, as in the paper
 TOP_CHOICES = 10  # choices of a head whose accuracy is measured
@@ -77,48 +76,6 @@ class HeadsWithLoss(nn.Module):
             summed = F.cross_entropy(logits.float(), labels[:, k], ignore_index=IGNORED, reduction="sum")
             loss = loss + HEAD_DECAY**k * summed / (labels[:, k] != IGNORED).sum().clamp(min=1)
         return {"loss": loss}
-
-
-def _whole_batch(batch: Any) -> dict[str, Any]:
-    """Collate nothing: :class:`States` hands out whole batches."""
-    return dict(batch)
-
-
-def train(heads: MedusaHeads, data: States, settings: Settings, work: Path) -> list[dict[str, Any]]:
-    """Train ``heads`` in place, from the last checkpoint in ``work`` if there is one; return the loss curve."""
-    on_cpu = not torch.cuda.is_available()
-    steps_an_epoch = -(-len(data) // settings.batch_size)
-    arguments = TrainingArguments(
-        output_dir=str(work / "checkpoints"),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(0.05 * steps_an_epoch * settings.epochs)),
-        weight_decay=0.0,
-        optim="adamw_torch_fused",
-        use_cpu=on_cpu,
-        bf16=not on_cpu or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-        logging_steps=10,
-        save_steps=SAVE_STEPS,
-        save_total_limit=1,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        report_to="none",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=not on_cpu,
-    )
-    trainer = Trainer(
-        model=HeadsWithLoss(heads), args=arguments, train_dataset=data, data_collator=_whole_batch
-    )
-    checkpoints = Path(arguments.output_dir or "")
-    last = last_checkpoint(checkpoints)
-    if last:
-        say(f"going on from {Path(last).name}")
-    trainer.train(resume_from_checkpoint=last)
-    heads.cpu()
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 @torch.inference_mode()
@@ -183,7 +140,8 @@ def train_heads(model_dir: Path, text: Path, output: Path, settings: Settings) -
         heads.output_weight.copy_(target["head"].float())
     labels, _ = labels_of(pairs["train"], settings.num_heads, rows)
     say(f"training {settings.num_heads} heads over {len(shortlist)} tokens on {len(labels)} states")
-    curve = train(heads, States(target["train"], labels), settings, work)
+    data = States(target["train"], labels)
+    curve = fit(HeadsWithLoss(heads), data, settings, work, SAVE_STEPS, say)
     _, tokens = labels_of(pairs["validation"], settings.num_heads, rows)
     heads.bfloat16()  # what they are decoded in, and half the file
     accuracies = measure(heads, target["validation"], tokens, shortlist)
@@ -215,27 +173,7 @@ def say(line: str) -> None:
 @command
 def main() -> None:
     """Read the command line and do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="the target's folder")
-    parser.add_argument("--text", type=Path, required=True, help="text.jsonl of pipeline.selfgen")
-    parser.add_argument("--output", type=Path, required=True, help="the folder of heads to write")
-    for name, value in asdict(Settings()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    parser.add_argument(
-        "--errors-as-rows",
-        action="store_true",
-        help="where there are no heads, write a heads.json with the reason alone, for the cells to tell as a row",
-    )
-    arguments = vars(parser.parse_args())
-    model_dir, text, output = (arguments.pop(name) for name in ("model", "text", "output"))
-    errors_as_rows = arguments.pop("errors_as_rows")
-    try:
-        train_heads(model_dir, text, output, Settings(**arguments))
-    except UserError as error:
-        if not errors_as_rows:
-            raise
-        tell(error)
-        atomic_write(output / "heads.json", json.dumps({"error": str(error)}, indent=2) + "\n")
+    run_rule(__doc__, Settings, train_heads, "heads")
 
 
 if __name__ == "__main__":

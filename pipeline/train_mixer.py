@@ -15,7 +15,6 @@ before is not known, and the tokens a step of a chain and of a tree of 15 nodes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -26,15 +25,17 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import set_seed
 
-from pipeline.errors import UserError, command, tell
+from baselines.medusa_heads import rows_of
+from pipeline.errors import UserError, command
 from pipeline.files import atomic_write, sha256_of, sha256_of_all
-from pipeline.heads_states import IGNORED, Pair, choose_shortlist, labels_of, read_text
-from pipeline.mixer_data import ContextStates, contexts_of, replay
+from pipeline.heads_states import IGNORED, Pair, States, choose_shortlist, labels_of, read_text
+from pipeline.mixer_data import contexts_of, replay
 from pipeline.prepare import check_source
+from pipeline.states_training import fit, run_rule
 from pipeline.train_heads import read_target
-from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
+from pipeline.training_work import prepared_work, publish, write_loss_curve
 from shuffle.fasterdecodemixer.config import MixerConfig
 from shuffle.fasterdecodemixer.drafter import MixerDrafter
 from shuffle.fasterdecodemixer.guesses import DecodingMixer
@@ -77,44 +78,6 @@ class Settings:
             num_context=self.num_context,
             num_mixer_layers=self.num_mixer_layers,
         )
-
-
-def _whole_batch(batch: Any) -> dict[str, Any]:
-    """Collate nothing: :class:`ContextStates` hands out whole batches."""
-    return dict(batch)
-
-
-def train(mixer: FasterDecodeMixer, data: ContextStates, settings: Settings, work: Path) -> list[dict[str, Any]]:
-    """Train ``mixer`` in place, from the last checkpoint in ``work`` if there is one; return the loss curve."""
-    on_cpu = not torch.cuda.is_available()
-    arguments = TrainingArguments(
-        output_dir=str(work / "checkpoints"),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(0.05 * -(-len(data) // settings.batch_size) * settings.epochs)),
-        weight_decay=0.0,
-        optim="adamw_torch_fused",
-        use_cpu=on_cpu,
-        bf16=not on_cpu or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-        logging_steps=10,
-        save_steps=SAVE_STEPS,
-        save_total_limit=1,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        report_to="none",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=not on_cpu,
-    )
-    trainer = Trainer(model=mixer, args=arguments, train_dataset=data, data_collator=_whole_batch)
-    last = last_checkpoint(work / "checkpoints")
-    if last:
-        say(f"going on from {Path(last).name}")
-    trainer.train(resume_from_checkpoint=last)
-    mixer.cpu()
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 @torch.inference_mode()
@@ -166,12 +129,11 @@ def train_mixer(model_dir: Path, text: Path, output: Path, settings: Settings) -
     set_seed(settings.seed)
     mixer = FasterDecodeMixer(settings.config(model_dir, vocab_size, width, len(shortlist)))
     mixer.start_from(shortlist, target["head"])
-    rows = torch.full((vocab_size,), IGNORED)
-    rows[shortlist] = torch.arange(len(shortlist))
+    rows = torch.tensor(rows_of(shortlist, vocab_size))
     labels, _ = labels_of(pairs["train"], settings.num_positions, rows)
-    data = ContextStates(target["train"], contexts_of(pairs["train"], settings.num_context, rows), labels)
+    data = States(target["train"], labels, context=contexts_of(pairs["train"], settings.num_context, rows))
     say(f"training {settings.num_slots} slots over {len(shortlist)} tokens on {len(labels)} states")
-    curve = train(mixer, data, settings, work)
+    curve = fit(mixer, data, settings, work, SAVE_STEPS, say)
     mixer.bfloat16()  # what it is decoded in, and half the file
     folder = work / "mixer"
     shutil.rmtree(folder, ignore_errors=True)
@@ -191,27 +153,7 @@ def say(line: str) -> None:
 @command
 def main() -> None:
     """Read the command line and do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="the target's folder")
-    parser.add_argument("--text", type=Path, required=True, help="text.jsonl of pipeline.selfgen")
-    parser.add_argument("--output", type=Path, required=True, help="the folder of the mixer to write")
-    for name, value in asdict(Settings()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    parser.add_argument(
-        "--errors-as-rows",
-        action="store_true",
-        help="where there is no mixer, write a mixer.json with the reason alone, for the cells to tell as a row",
-    )
-    arguments = vars(parser.parse_args())
-    model_dir, text, output = (arguments.pop(name) for name in ("model", "text", "output"))
-    errors_as_rows = arguments.pop("errors_as_rows")
-    try:
-        train_mixer(model_dir, text, output, Settings(**arguments))
-    except UserError as error:
-        if not errors_as_rows:
-            raise
-        tell(error)
-        atomic_write(output / "mixer.json", json.dumps({"error": str(error)}, indent=2) + "\n")
+    run_rule(__doc__, Settings, train_mixer, "mixer")
 
 
 if __name__ == "__main__":
