@@ -43,7 +43,7 @@ class MedusaDrafter:
         shortlist: token id of each of their output rows.
         num_nodes: most draft tokens of a tree.
         shape: the tree at every step; None grows one anew at each.
-        row_cost: a tree that is grown anew has no nodes that do not pay, see :func:`baselines.chances.pays`.
+        row_cost: a tree that is grown anew has no nodes that do not pay, see :func:`decoding.rows.pays`.
 
     Raises:
         ValueError: an option is out of range, or the tree needs heads or choices that there are not.

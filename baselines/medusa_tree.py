@@ -22,7 +22,7 @@ import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from baselines.chances import pays
+from decoding.rows import pays
 
 Path = tuple[int, ...]
 
@@ -47,7 +47,7 @@ def grow(chances: Sequence[Sequence[float]], num_nodes: int, row_cost: float = 0
     Args:
         chances: ``chances[k][i]`` is the chance of choice i of head k; each row falls.
         num_nodes: fewer are returned only if there are no more choices, or no more that pay.
-        row_cost: what one more node costs, see :func:`baselines.chances.pays`.
+        row_cost: what one more node costs, see :func:`decoding.rows.pays`.
     """
     parents, products = [-1], [1.0]
     heads: list[int] = []

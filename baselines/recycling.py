@@ -31,9 +31,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from baselines.chances import PROBABILITY_STEPS, Chances, pays
+from baselines.chances import PROBABILITY_STEPS, Chances
 from decoding import CandidateTree, Verdict
 from decoding.ranking import most_likely
+from decoding.rows import pays
 
 Key = tuple[int, ...]
 # Of a guess: length of the key, worth of the entry, and where a longer key had other guesses from.
@@ -58,7 +59,7 @@ class RecyclingDrafter:
         top_k: successors kept of each token that the target read.
         key_length: how many last tokens the table is looked up by: 1 (the paper's) or 2.
         warm_start: keep the table from prompt to prompt; speed then depends on the order of the prompts.
-        row_cost: nodes that do not pay are left out, see :func:`baselines.chances.pays`.
+        row_cost: nodes that do not pay are left out, see :func:`decoding.rows.pays`.
 
     Attributes:
         node_probabilities: after ``propose``, each node's chance to be accepted if its parent is; the root's is 1.

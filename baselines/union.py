@@ -34,8 +34,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from baselines.chances import Chances, pays, probability_step
+from baselines.chances import Chances, probability_step
 from decoding import CandidateTree, Drafter, Sampling, TargetModel, Verdict
+from decoding.rows import pays
 
 Kind = tuple[object, ...]
 
@@ -72,7 +73,7 @@ class UnionDrafter:
         drafters: by name; they all learn from every verdict, which is one on the merged tree.
         num_nodes: most draft tokens of the merged tree.
         warm_start: keep the counts from prompt to prompt.
-        row_cost: nodes that do not pay are left out, see :func:`baselines.chances.pays`.
+        row_cost: nodes that do not pay are left out, see :func:`decoding.rows.pays`.
 
     Attributes:
         node_probabilities: after ``propose``, each node's chance to be accepted if its parent is; the root's is 1.

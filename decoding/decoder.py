@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from decoding.cache import KVCache
+from decoding.requests import ReusedCache, check_request
 from decoding.sampling import GREEDY, Sampling
 from decoding.stopping import NO_STRINGS, Cut, Ending, StopStrings
 from decoding.target import TargetModel
@@ -92,7 +93,7 @@ class SpeculativeDecoder:
         self, target: TargetModel, drafter: Drafter, sampling: Sampling = GREEDY, verify: Verify = verify
     ) -> None:
         self.target, self.drafter, self.sampling, self.verify = target, drafter, sampling, verify
-        self._cache: KVCache | None = None
+        self._caches = ReusedCache(target, on_new=target.prepare)
 
     def generate(
         self,
@@ -107,9 +108,9 @@ class SpeculativeDecoder:
         Raises:
             ValueError: the prompt is empty, or it and the limit do not fit the target's context.
         """
-        self._check(prompt_ids, max_new_tokens)
+        check_request(prompt_ids, max_new_tokens, self.target.max_context)
         # Allocated before the clock starts, as a server's cache is before the request comes.
-        cache = self._empty_cache(len(prompt_ids) + max_new_tokens)
+        cache = self._caches.empty(len(prompt_ids) + max_new_tokens, self.drafter.max_width)
         started = time.perf_counter()
         if isinstance(self.drafter, DrawsTokens):
             self.drafter.draw_from(generator)
@@ -166,24 +167,3 @@ class SpeculativeDecoder:
             total_s=time.perf_counter() - started,
         )
         return step, cut
-
-    def _empty_cache(self, num_tokens: int) -> KVCache:
-        """Return a cache for a sequence of ``num_tokens``, the last prompt's where it has the right capacity."""
-        capacity = self.target.capacity_for(num_tokens, self.drafter.max_width)
-        if self._cache is None or self._cache.capacity != capacity:
-            self._cache = None  # the old one goes before the new one comes
-            self._cache = self.target.new_cache(capacity)
-            self.target.prepare(self._cache)
-        self._cache.clear()
-        return self._cache
-
-    def _check(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
-        if not prompt_ids:
-            raise ValueError("the prompt is empty")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
-        if len(prompt_ids) + max_new_tokens > self.target.max_context:
-            raise ValueError(
-                f"a prompt of {len(prompt_ids)} tokens and max_new_tokens={max_new_tokens} exceed the context of "
-                f"{self.target.max_context} tokens"
-            )

@@ -8,17 +8,13 @@ a line in the order of its passes; the twin, which takes one pass a token, is wh
 
 from __future__ import annotations
 
-import argparse
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from pipeline.errors import command
-from pipeline.figures import Looks, looks_of
-from pipeline.files import atomic_path
-from pipeline.schemas import benchmark
+from pipeline.figures import Looks, draw_command, looks_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,17 +90,8 @@ def draw(panel: Axes, cells: pd.DataFrame, column: str, looks: Looks) -> None:
 
 @command
 def main() -> None:
-    """Read the command line and do it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmark", type=Path, required=True, help="results/benchmark.csv")
-    parser.add_argument("--output", type=Path, required=True, help="the image to write")
-    arguments = parser.parse_args()
-    figure = curves(benchmark.read(arguments.benchmark))
-    with atomic_path(arguments.output) as temporary:
-        figure.savefig(temporary, dpi=150, metadata={"Software": None})
+    """Draw quality against passes and speed."""
+    draw_command(__doc__, curves)
 
 
 if __name__ == "__main__":

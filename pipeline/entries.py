@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 Origin = Literal["embedded", "path", "hub"]
+Share = Annotated[float, Field(ge=0, le=1)]  # the type of an option
 Part = str  # draft, heads, mixer, or the name of a parallel generator's weights
 
 

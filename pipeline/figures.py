@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import textwrap
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,20 +154,25 @@ def darker(colour: tuple[float, float, float]) -> tuple[float, float, float]:
     return 0.6 * red, 0.6 * green, 0.6 * blue
 
 
-@command
-def main() -> None:
-    """Read the command line and do it."""
+def draw_command(description: str | None, draw: Callable[[pd.DataFrame], Figure]) -> None:
+    """Read the command line of a figure, draw it from the table and write it."""
     import matplotlib
 
     matplotlib.use("Agg")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmark", type=Path, required=True, help="results/benchmark.csv")
     parser.add_argument("--output", type=Path, required=True, help="the image to write")
     arguments = parser.parse_args()
-    figure = speed_quality(benchmark.read(arguments.benchmark))
+    figure = draw(benchmark.read(arguments.benchmark))
     with atomic_path(arguments.output) as temporary:
         # Without the software's version the same table gives the same bytes.
         figure.savefig(temporary, dpi=150, metadata={"Software": None})
+
+
+@command
+def main() -> None:
+    """Draw quality against speed."""
+    draw_command(__doc__, speed_quality)
 
 
 if __name__ == "__main__":

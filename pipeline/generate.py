@@ -26,6 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.arguments import json_object
 from pipeline.errors import UserError, command, nearest
 from pipeline.files import atomic_write, sha256_of
 from pipeline.machine import describe_machine, package_versions
@@ -51,11 +52,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model-dir", type=Path, required=True, help="model folder")
     parser.add_argument("--dtype", required=True, help=" | ".join(DTYPES))
     parser.add_argument("--method", required=True, help="a name of pipeline.registry.METHODS")
-    parser.add_argument("--options", type=_mapping, default={}, help="the method's options, JSON")
+    parser.add_argument("--options", type=json_object, default={}, help="the method's options, JSON")
     parser.add_argument("--task", required=True, help="the task's name")
     parser.add_argument("--requests", type=Path, required=True, help="what pipeline.prepare wrote")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sampling", type=_mapping, default={"temperature": 0.0}, help="JSON")
+    parser.add_argument("--sampling", type=json_object, default={"temperature": 0.0}, help="JSON")
     parser.add_argument("--repeats", type=int, default=1, help="timed trials a prompt, an odd number")
     parser.add_argument("--warmup-prompts", type=int, default=1)
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
@@ -78,16 +79,6 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.repeats < 1 or arguments.repeats % 2 == 0:
         raise UserError(f"repeats: must be an odd number of at least 1, not {arguments.repeats}")
     return arguments
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
-    return value
 
 
 def read_requests(path: Path) -> list[dict[str, Any]]:

@@ -9,14 +9,13 @@ passes or group sizes has a name for each of its points. Example::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipeline.entries import Method
+from pipeline.entries import Method, Share
 from pipeline.generators import GENERATORS
 
-Share = Annotated[float, Field(ge=0, le=1)]
 SHUFFLE: Mapping[str, Any] = {
     "shuffle_strategy": Literal["rotary", "assignment", "none"],
     "keep_threshold": Share,

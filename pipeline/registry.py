@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipeline.entries import Method, Origin, Part, Task
+from pipeline.entries import Method, Origin, Part, Share, Task
 from pipeline.errors import UserError, nearest
 from pipeline.parallel import PARALLEL_METHODS
 
@@ -44,7 +44,6 @@ def _draft_lengths_in_order(options: Mapping[str, Any]) -> None:
         raise ValueError(f"num_draft_tokens = {first} is more than max_draft_tokens = {longest}")
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
 SPECULATIVE: Mapping[str, Any] = {
     "num_draft_tokens": PositiveInt,
     "adaptive": bool,

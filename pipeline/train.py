@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from pipeline.arguments import json_object
 from pipeline.errors import UserError, command, nearest, tell
 from pipeline.files import atomic_write, sha256_of, sha256_of_all
 from pipeline.generators import GENERATORS, TWIN
@@ -254,16 +255,6 @@ def save(
     print(f"train: {given.generator}: {told}: {given.output}", file=sys.stderr)
 
 
-def _mapping(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
-    return value
-
-
 @command
 def main() -> None:
     """Read the command line and do it."""
@@ -271,8 +262,8 @@ def main() -> None:
     parser.add_argument("--generator", required=True, help=f"{TWIN}, {', '.join(GENERATORS)}")
     parser.add_argument("--pairs", type=Path, required=True, help="the folder that pipeline.pairs wrote")
     parser.add_argument("--distilled", type=Path, help="targets of pipeline.distill, in place of the references")
-    parser.add_argument("--backbone", type=_mapping, default={}, help="shape of the backbone, JSON")
-    parser.add_argument("--options", type=_mapping, default={}, help="the generator's own settings, JSON")
+    parser.add_argument("--backbone", type=json_object, default={}, help="shape of the backbone, JSON")
+    parser.add_argument("--options", type=json_object, default={}, help="the generator's own settings, JSON")
     parser.add_argument("--start-from", help="a pretrained Llama: a folder or a hub id, in safetensors")
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)

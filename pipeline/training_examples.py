@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.errors import UserError
-from pipeline.tasks.source import keep, read_jsonl
+from pipeline.tasks.source import Document, keep, read_jsonl
 from shuffle.examples import Example, collate_joined
 
 Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
@@ -38,8 +38,7 @@ def read_examples(pairs: Path, distilled: Path | None = None) -> dict[str, list[
     rows = read_jsonl(pairs / "pairs.jsonl", keep("split", "source", "target"))
     targets: Mapping[str, str] = {}
     if distilled is not None:
-        check_answers(distilled)
-        targets = {row["source"]: row["target"] for row in read_jsonl(distilled, keep("source", "target"))}
+        targets = {row["source"]: row["target"] for row in read_jsonl(distilled, _answer)}
         if missing := [row for row in rows if row["split"] == "train" and row["source"] not in targets]:
             raise UserError(f"{distilled}: has no target for {len(missing)} sources; run pipeline.distill again")
     texts: dict[str, list[Example]] = {"train": [], "validation": []}
@@ -49,6 +48,13 @@ def read_examples(pairs: Path, distilled: Path | None = None) -> dict[str, list[
     for row, source, output in zip(rows, sources, outputs, strict=True):
         texts[row["split"]].append(Example(tuple(source), (*output, tokenizer.eos_token_id)))
     return texts
+
+
+def _answer(row: Mapping[str, Any]) -> Document:
+    """Return an answer of ``pipeline.distill``; raise the ``UserError`` for which it wrote none."""
+    if "error" in row:
+        raise UserError(row["error"])
+    return keep("source", "target")(row)
 
 
 def check(pairs: Path) -> None:
@@ -61,14 +67,6 @@ def check(pairs: Path) -> None:
         raise UserError(f"{pairs / 'pairs.json'} is damaged: {error}") from None
     if "error" in record:
         raise UserError(record["error"])
-
-
-def check_answers(distilled: Path) -> None:
-    """Raise the ``UserError`` for which ``pipeline.distill`` wrote no answers, if any."""
-    for row in read_jsonl(distilled, dict):
-        if "error" in row:
-            raise UserError(row["error"])
-        return
 
 
 class Batches(Dataset[dict[str, Any]]):

@@ -88,8 +88,7 @@ class OutputDrafter:
     @property
     def part_bytes(self) -> int:
         """Bytes of weights that one of the generator's forward passes reads."""
-        target = getattr(self.generator, "target", None)
-        return 0 if target is None else int(target.weights.weight_bytes)
+        return self.generator.target.weights.weight_bytes
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
         """Forget the last prompt's draft."""

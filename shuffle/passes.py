@@ -20,12 +20,16 @@ from typing import Protocol
 
 import torch
 
-from decoding import Generation, Step, StopStrings
+from decoding import Generation, Step, StopStrings, TargetModel
 from decoding.stopping import NO_STRINGS
 
 
 class ParallelGenerator(Protocol):
     """A model that generates in parallel, laid out for decoding; built by ``from_pretrained(folder, ...)``."""
+
+    @property
+    def target(self) -> TargetModel:
+        """Its backbone on the decoding engine."""
 
     def generate(
         self,

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM
 from decoding import Generation, StopStrings, TargetModel
 from decoding.blocks import read_block
 from decoding.cache import KVCache
+from decoding.requests import ReusedCache, check_request
 from decoding.stopping import NO_STRINGS, Ending
 from shuffle.diffusion.energy import Scorer, causal_scorer, energy, hide_worst, pseudo_log_likelihoods
 from shuffle.diffusion.model import DiffusionTransformer
@@ -80,7 +81,7 @@ class DiffusionGenerator:
         # Read once: a configuration of transformers takes its time to answer.
         self.mask_id, self.vocab_size = model.mask_id, int(model.config.vocab_size)
         self.scorer = scorer or self._own_scores
-        self._cache: KVCache | None = None
+        self._caches = ReusedCache(self.target)
 
     @classmethod
     def from_pretrained(
@@ -113,11 +114,11 @@ class DiffusionGenerator:
         Raises:
             ValueError: the prompt is empty, or it and the limit do not fit the context.
         """
-        self._check(prompt_ids, max_new_tokens)
+        check_request(prompt_ids, max_new_tokens, self.target.max_context)
         ending = Ending(max_new_tokens, self.model.config.end_token_ids, stop)
         if self.num_candidates > 1 or self.energy_rounds:
             return self._generate_best(prompt_ids, ending, generator)
-        cache = self._empty_cache(len(prompt_ids) + max_new_tokens)
+        cache = self._caches.empty(len(prompt_ids) + max_new_tokens, self.block_length)
         clock, unread = PassClock(len(prompt_ids)), list(prompt_ids)
         text: list[int] = []
         cut = ending.check(text, 0)
@@ -148,7 +149,7 @@ class DiffusionGenerator:
             ValueError: as :meth:`generate`, of any prompt.
         """
         for prompt in prompts:
-            self._check(prompt, max_new_tokens)
+            check_request(prompt, max_new_tokens, self.target.max_context)
         if self.num_candidates > 1 or self.energy_rounds:
             return [self.generate(p, max_new_tokens=max_new_tokens, generator=generator).output_ids for p in prompts]
         ending = Ending(max_new_tokens, self.model.config.end_token_ids)
@@ -273,23 +274,3 @@ class DiffusionGenerator:
 
     def _own_scores(self, prompt_ids: Sequence[int], texts: Sequence[Sequence[int]]) -> list[Tensor]:
         return pseudo_log_likelihoods(self.model, prompt_ids, texts, self.block_length)
-
-    def _empty_cache(self, num_tokens: int) -> KVCache:
-        """Return a cache for a text of ``num_tokens``, prompt included, and what a last block has behind it."""
-        capacity = self.target.capacity_for(num_tokens, self.block_length)
-        if self._cache is None or self._cache.capacity != capacity:
-            self._cache = None  # the old one goes before the new one comes
-            self._cache = self.target.new_cache(capacity)
-        self._cache.clear()
-        return self._cache
-
-    def _check(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
-        if not prompt_ids:
-            raise ValueError("the prompt is empty")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
-        if len(prompt_ids) + max_new_tokens > self.target.max_context:
-            raise ValueError(
-                f"a prompt of {len(prompt_ids)} tokens and max_new_tokens={max_new_tokens} exceed the context of "
-                f"{self.target.max_context} tokens"
-            )

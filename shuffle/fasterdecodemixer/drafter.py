@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
+from decoding.rows import pays
 from shuffle.fasterdecodemixer.guesses import CANDIDATES, DecodingMixer, Guesses, load_mixer
 
 
@@ -60,8 +61,7 @@ def grow(guesses: Guesses, num_nodes: int, max_children: int = CANDIDATES, row_c
     frontier, products = [rival(0, 1.0, 0, 0, 0)], [1.0]
     while frontier and len(grown.parents) < num_nodes:
         negative, parent, position, before, rank = heapq.heappop(frontier)
-        # (E + p) / (1 + (n + 1) c) > E / (1 + n c): it makes a step's tokens per second more.
-        if not -negative * (1.0 + len(grown.parents) * row_cost) > expected * row_cost:
+        if not pays(-negative, expected, len(grown.parents), row_cost):
             break
         expected -= negative
         chosen = orders[position, before][rank]

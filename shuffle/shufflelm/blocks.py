@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from decoding.requests import check_request
 from decoding.stopping import Cut, Ending
 from shuffle.examples import padded
 from shuffle.shufflelm.ordering import Ordering, choose_tokens
@@ -39,7 +40,7 @@ def generate_texts(
     """
     for prompt in prompts:
         check_prompt(model, prompt, max_new_tokens)
-    ending = Ending(max_new_tokens, end_token_ids(model))
+    ending = Ending(max_new_tokens, model.config.end_token_ids)
     texts: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     while going:
@@ -78,18 +79,7 @@ def check_prompt(model: ShuffleLM, prompt: Sequence[int], max_new_tokens: int) -
     Raises:
         ValueError: there is not.
     """
-    if not prompt:
-        raise ValueError("the prompt is empty")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
     slots, context = model.config.max_parallel_tokens, model.config.max_position_embeddings
-    if len(prompt) + max(slots, max_new_tokens) > context:
-        raise ValueError(
-            f"a prompt of {len(prompt)} tokens and {slots} slots or max_new_tokens={max_new_tokens} exceed the context "
-            f"of {context} tokens"
-        )
-
-
-def end_token_ids(model: ShuffleLM) -> frozenset[int]:
-    """Return the tokens that end a text."""
-    return frozenset(model.config.end_token_ids)
+    check_request(prompt, max_new_tokens, context)
+    if len(prompt) + slots > context:
+        raise ValueError(f"a prompt of {len(prompt)} tokens and {slots} slots exceed the context of {context} tokens")

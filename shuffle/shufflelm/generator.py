@@ -21,6 +21,7 @@ from decoding import Generation, StopStrings
 from decoding.blocks import read_block
 from decoding.cache import KVCache
 from decoding.linear import make_linear
+from decoding.requests import ReusedCache
 from decoding.stopping import NO_STRINGS, Ending
 from shuffle.passes import PassClock
 from shuffle.shufflelm.blocks import check_prompt, end_of, generate_texts, has_room
@@ -59,7 +60,7 @@ class ShuffleGenerator:
         rows = embeddings if model.config.tie_word_embeddings else self.model.lm_head.weight
         self._head = make_linear(rows.detach()[: model.config.vocab_size])
         self._slot_ids = [model.special_id(k) for k in range(model.config.max_parallel_tokens)]
-        self._cache: KVCache | None = None
+        self._caches = ReusedCache(self.target)
 
     @classmethod
     def from_pretrained(
@@ -89,7 +90,7 @@ class ShuffleGenerator:
             ValueError: the prompt is empty, or it and the slots or the limit exceed the context.
         """
         check_prompt(self.model, prompt_ids, max_new_tokens)
-        cache = self._empty_cache(len(prompt_ids) + max_new_tokens)
+        cache = self._caches.empty(len(prompt_ids) + max_new_tokens, len(self._slot_ids))
         ending = Ending(max_new_tokens, self.target.end_token_ids, stop)
         clock = PassClock(len(prompt_ids))
         text: list[int] = []
@@ -140,11 +141,3 @@ class ShuffleGenerator:
         states, scores, keep = self.model.heads(hidden.to(self.target.dtype))
         logits = self._head(states[self.ordering.of(scores, keep)])
         return choose_tokens(logits, self.temperature, generator).tolist()
-
-    def _empty_cache(self, num_tokens: int) -> KVCache:
-        """Return a cache for a text of ``num_tokens`` and the slots, the last text's where it has the capacity."""
-        capacity = self.target.capacity_for(num_tokens, len(self._slot_ids))
-        if self._cache is None or self._cache.capacity != capacity:
-            self._cache = self.target.new_cache(capacity)
-        self._cache.clear()
-        return self._cache

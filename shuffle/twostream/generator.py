@@ -17,7 +17,6 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +28,7 @@ from transformers import DynamicCache
 from decoding import Generation, Sampling, StopStrings, TargetModel
 from decoding.blocks import read_block
 from decoding.cache import KVCache
+from decoding.requests import ReusedCache, check_request
 from decoding.stopping import NO_STRINGS, Cut, Ending
 from shuffle.backbone import attention_input
 from shuffle.examples import padded
@@ -78,7 +78,8 @@ class TwoStreamGenerator:
         self._is_causal = model.config.prompt_groups == "causal"
         self.end_token_ids = frozenset(model.config.end_token_ids)
         self._plans: dict[int, list[list[int]]] = {}
-        self._cache: KVCache | None = None
+        self.target: TargetModel = model.engine(dtype, model.device)
+        self._caches = ReusedCache(self.target)
 
     @classmethod
     def from_pretrained(
@@ -95,12 +96,6 @@ class TwoStreamGenerator:
         )
         return cls(model, dtype=dtype, device=device, **options)
 
-    @cached_property
-    def target(self) -> TargetModel:
-        """The backbone on the decoding engine."""
-        target: TargetModel = self.model.engine(self.dtype, self.model.device)
-        return target
-
     def generate(
         self,
         prompt_ids: Sequence[int],
@@ -114,8 +109,9 @@ class TwoStreamGenerator:
         Raises:
             ValueError: the prompt is empty, or it and the limit do not fit the model's positions.
         """
-        self._check([prompt_ids], max_new_tokens)
-        cache, plan = self._empty_cache(len(prompt_ids) + max_new_tokens), self._plan(max_new_tokens)
+        check_request(prompt_ids, max_new_tokens, self.target.max_context)
+        cache = self._caches.empty(len(prompt_ids) + max_new_tokens, self.group_size)
+        plan = self._plan(max_new_tokens)
         clock, ending = PassClock(len(prompt_ids)), Ending(max_new_tokens, self.end_token_ids, stop)
         length, known, cut = len(prompt_ids), 0, Cut(0, ended=False)
         output = [UNSETTLED] * max_new_tokens
@@ -150,7 +146,8 @@ class TwoStreamGenerator:
         """
         if not prompts:
             return []
-        self._check(prompts, max_new_tokens)
+        for prompt in prompts:
+            check_request(prompt, max_new_tokens, self.target.max_context)
         device, ends = self.model.device, self.end_token_ids
         content, places = self._prompt_rows(prompts)
         lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
@@ -237,22 +234,3 @@ class TwoStreamGenerator:
             return logits.argmax(-1)
         probabilities = self.sampling.probabilities(logits)
         return torch.multinomial(probabilities.flatten(0, -2), 1, generator=generator).view(logits.shape[:-1])
-
-    def _empty_cache(self, num_tokens: int) -> KVCache:
-        """Return a cache for a text of ``num_tokens``, the last text's where it has the right capacity."""
-        capacity = self.target.capacity_for(num_tokens, self.group_size)
-        if self._cache is None or self._cache.capacity != capacity:
-            self._cache = self.target.new_cache(capacity)
-        self._cache.clear()
-        return self._cache
-
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        longest, limit = max(map(len, prompts)), self.model.config.max_position_embeddings
-        if not all(prompts):
-            raise ValueError("the prompt is empty")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
-        if longest + max_new_tokens > limit:
-            raise ValueError(
-                f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the context of {limit} tokens"
-            )

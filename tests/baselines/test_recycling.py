@@ -12,9 +12,10 @@ import torch
 from scipy.stats import chi2_contingency
 
 from baselines.autoregressive import AutoregressiveDrafter
-from baselines.chances import PROBABILITY_STEPS, Chances, pays, probability_step
+from baselines.chances import PROBABILITY_STEPS, Chances, probability_step
 from baselines.recycling import Kind, RecyclingDrafter, followers_in, prior_of, top_successors
 from decoding import CandidateTree, Drafter, Sampling, SpeculativeDecoder, TargetModel, Verdict
+from decoding.rows import pays
 from decoding.verify import verify
 from tests.decoding.tiny import greedy_of, save_model
 

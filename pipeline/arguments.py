@@ -1,0 +1,23 @@
+"""Types of command-line arguments.
+
+Example::
+
+    parser.add_argument("--options", type=json_object, default={}, help="JSON")
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
