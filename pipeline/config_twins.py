@@ -45,6 +45,7 @@ class TwinSettings(Section):
     Attributes:
         task: a task that models are trained on, whose name ends with ``_plain``.
         path: its data, where no package brings it.
+        max_target_tokens: pairs with a longer target are not learned from; all are evaluated.
         generators: settings of a generator's own configuration, by the name of its weights.
         methods: the twin itself (``autoregressive``), its parallel generators, and drafters that need no trained part.
         num_prompts: prompts of the test split, ``batch_size`` of which are also generated at once.
@@ -54,6 +55,7 @@ class TwinSettings(Section):
     path: Place | None = None
     num_pairs: Positive | None = None
     vocab_size: Positive = 512
+    max_target_tokens: Positive | None = None
     backbone: BackboneSettings = BackboneSettings()
     steps: Positive = 600
     batch_size: Positive = 64

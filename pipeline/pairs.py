@@ -73,6 +73,22 @@ def without(splits: Splits, evaluated: Iterable[Mapping[str, Any]]) -> tuple[Spl
     return kept, sum(map(len, splits.values())) - sum(map(len, kept.values()))
 
 
+def within(splits: Splits, tokenizer: PreTrainedTokenizerFast, most: int | None) -> tuple[Splits, int]:
+    """Drop the pairs whose target has more than ``most`` tokens, its end among them; return also how many they were.
+
+    A few long texts set how many slots a model must have, and so what each of its passes costs.
+    """
+    if most is None:
+        return splits, 0
+    kept: Splits = {}
+    for name, rows in splits.items():
+        ids = tokenizer([row["target"] for row in rows], add_special_tokens=False)["input_ids"]
+        kept[name] = [row for row, target in zip(rows, ids, strict=True) if len(target) < most]
+        if not kept[name]:
+            raise UserError(f"--max-target-tokens {most}: no pair of the {name} split has so few")
+    return kept, sum(map(len, splits.values())) - sum(map(len, kept.values()))
+
+
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE over ``texts`` that ends a prompt with the separator."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -102,9 +118,10 @@ def write_pairs(given: argparse.Namespace) -> None:
     splits = pairs_of(given.task, given.path, given.num_pairs, given.seed)
     evaluated = [] if given.evaluated is None else read_jsonl(given.evaluated, keep("source"))
     splits, dropped = without(splits, evaluated)
-    rows = [{"split": name, **row} for name in splits for row in splits[name]]
     texts = [row[side] for row in splits["train"] for side in ("source", "target")]
     tokenizer = train_tokenizer(texts, given.vocab_size)
+    splits, too_long = within(splits, tokenizer, given.max_target_tokens)
+    rows = [{"split": name, **row} for name in splits for row in splits[name]]
     given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "pairs.json").unlink(missing_ok=True)
     with atomic_path(given.output / "tokenizer.json") as temporary:
@@ -117,6 +134,7 @@ def write_pairs(given: argparse.Namespace) -> None:
         "seed": given.seed,
         "num_pairs": {name: len(pairs) for name, pairs in splits.items()},
         "dropped_since_evaluated": dropped,
+        "dropped_since_long": too_long,
         "vocab_size": len(tokenizer),
         "sha256": sha256_of(given.output / "pairs.jsonl"),
     }
@@ -132,6 +150,7 @@ def main() -> None:
     parser.add_argument("--evaluated", type=Path, help="data.jsonl whose sources must not be learned")
     parser.add_argument("--num-pairs", type=int, help="at most so many pairs of the train split")
     parser.add_argument("--vocab-size", type=int, default=512)
+    parser.add_argument("--max-target-tokens", type=int, help="leave out pairs with a longer target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     parser.add_argument("--errors-as-rows", action="store_true", help="write the reason alone if there are no pairs")

@@ -18,12 +18,7 @@ rule pairs:
     params:
         task=lambda wildcards: SETTINGS.twins[wildcards.twin].task,
         origin=lambda wildcards: origin(SETTINGS.twins[wildcards.twin], ("path",)),
-        num_pairs=lambda wildcards: [
-            word
-            for count in [SETTINGS.twins[wildcards.twin].num_pairs]
-            if count is not None
-            for word in ("--num-pairs", str(count))
-        ],
+        limits=lambda wildcards: origin(SETTINGS.twins[wildcards.twin], ("num_pairs", "max_target_tokens")),
         vocab_size=lambda wildcards: SETTINGS.twins[wildcards.twin].vocab_size,
         seed=lambda wildcards: SETTINGS.twins[wildcards.twin].seed,
         folder=subpath(output.record, parent=True),
@@ -33,7 +28,7 @@ rule pairs:
         "Writing the training pairs of {wildcards.twin}"
     shell:
         "python -m pipeline.pairs --task {params.task:q} {params.origin:q} --evaluated {input.evaluated:q}"
-        " {params.num_pairs:q} --vocab-size {params.vocab_size} --seed {params.seed} --errors-as-rows"
+        " {params.limits:q} --vocab-size {params.vocab_size} --seed {params.seed} --errors-as-rows"
         " --output {params.folder:q} 2> >(tee {log:q} >&2)"
 
 

@@ -18,7 +18,7 @@ from shuffle.examples import Example, collate_joined, collate_pairs
 
 
 def given(output: Path, **changes: Any) -> argparse.Namespace:
-    values = {"task": "verbalized_plain", "path": None, "evaluated": None, "output": output}
+    values = {"task": "verbalized_plain", "path": None, "evaluated": None, "max_target_tokens": None, "output": output}
     return argparse.Namespace(**(values | {"num_pairs": 300, "vocab_size": 320, "seed": 0} | changes))
 
 
@@ -35,6 +35,19 @@ def test_a_pair_that_is_evaluated_is_dropped_and_counted(tmp_path: Path) -> None
     kept, dropped = without(splits, [{"source": "a dog."}])
     assert kept["train"] == [{"source": "b", "target": "y"}]
     assert dropped == 1
+
+
+def test_long_targets_are_left_out_and_counted(tmp_path: Path) -> None:
+    write_pairs(given(tmp_path / "all"))
+    everything = read_examples(tmp_path / "all")
+    write_pairs(given(tmp_path / "short", max_target_tokens=8))
+    short = read_examples(tmp_path / "short")
+    for split, examples in everything.items():
+        assert short[split] == [example for example in examples if len(example.target_ids) <= 8]
+    dropped = json.loads((tmp_path / "short" / "pairs.json").read_text())["dropped_since_long"]
+    assert dropped == sum(len(everything[split]) - len(short[split]) for split in short) > 0
+    with pytest.raises(UserError, match="--max-target-tokens 1: no pair"):
+        write_pairs(given(tmp_path / "none", max_target_tokens=1))
 
 
 def test_ones_own_pairs_keep_their_split_in_any_order() -> None:
