@@ -1,0 +1,183 @@
+"""Rule: one page that answers in words, made from the table: what is fastest at no loss, what at which loss, and where.
+
+Nothing is said that the intervals do not carry: a method whose interval holds 1 was not shown to be faster, and methods
+whose intervals meet the fastest one's are named with it. Example::
+
+    python -m pipeline.answers --benchmark results/benchmark.csv --output results/report.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.errors import command
+from pipeline.files import atomic_write
+from pipeline.schemas import benchmark
+from pipeline.tables import NONE, listed, score, span
+
+BASELINE = "autoregressive"
+PANEL = ["model", "dtype"]
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Return the page."""
+    good = table[table["status"] == "ok"]
+    lines = ["# What the figures say", opening(table, good)]
+    for (model, dtype), cells in good.groupby(PANEL, sort=True):
+        parallel = cells["batch_size"].notna().any()
+        lines.append(f"## {model}, {dtype}")
+        lines += of_twin(cells) if parallel else [*of_lossless(cells), *of_lossy(cells), of_exactness(cells)]
+    return "\n\n".join([*lines, "## Mind", caveats(table, good)]) + "\n"
+
+
+def opening(table: pd.DataFrame, good: pd.DataFrame) -> str:
+    """Return what was run, in two sentences."""
+    failed = len(table) - len(good)
+    told = (
+        f"{failed} of them did not end well: {named(table[table['status'] != 'ok'])}." if failed else "All ended well."
+    )
+    return (
+        f"Profile {listed(table['profile'])} on {listed(table['hardware']) or 'unknown hardware'}, "
+        f"{listed(table['num_threads'])} threads: {len(table)} cells of {span(good['num_prompts'].dropna())} prompts. {told} "
+        f"Speed-ups are of end-to-end tokens/s over the baseline on the same prompts, timed in turn, with 95 % intervals."
+    )
+
+
+def named(cells: pd.DataFrame) -> str:
+    """Return cells as ``method on task``, the first few of them."""
+    names = [f"{row.method} on {row.task}" for row in cells.itertuples()]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def of_lossless(cells: pd.DataFrame) -> list[str]:
+    """Return which lossless method is fastest: on the mean over tasks, and for each task."""
+    ours = cells[cells["lossless"].fillna(False).astype(bool) & ~cells["method"].isin([BASELINE])]
+    ours = ours[ours["engine"] != "transformers"]
+    if ours.empty:
+        return ["No lossless method beside the baseline was run."]
+    means = ours.groupby("method")["speedup"].agg(["mean", "count"])
+    means = means[means["count"] == means["count"].max()]["mean"].sort_values(ascending=False)
+    best = (
+        f"**At no loss**, `{means.index[0]}` is fastest on the mean over tasks: {means.iloc[0]:.2f} times the baseline"
+    )
+    others = ", ".join(f"`{method}` {mean:.2f}" for method, mean in means.iloc[1:4].items())
+    lines = [f"{best}{f' (then {others})' if others else ''}. By task:"]
+    return [*lines, "\n".join(fastest(task, rows) for task, rows in ours.groupby("task", sort=True))]
+
+
+def fastest(task: str, rows: pd.DataFrame) -> str:
+    """Return one line: the fastest method of a task, whether it was shown to be faster, and who is as fast."""
+    ordered = rows.sort_values("speedup", ascending=False)
+    best = ordered.iloc[0]
+    if pd.notna(best["speedup_low"]) and best["speedup_low"] <= 1:
+        told = "; its interval holds 1, so nothing was shown to be faster than the baseline"
+    else:
+        near = ordered.iloc[1:]
+        near = near[near["speedup_high"] >= best["speedup_low"]]
+        told = f"; not told apart from {', '.join(f'`{name}`' for name in near['method'])}" if len(near) else ""
+    return f"- {task}: `{best['method']}`, {interval(best)}, {best['tokens_per_step']:.2f} tokens a step{told}."
+
+
+def interval(row: pd.Series) -> str:
+    """Return a speed-up with its interval."""
+    ends = f" [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" if pd.notna(row["speedup_low"]) else ""
+    return f"{row['speedup']:.2f}{ends}"
+
+
+def of_lossy(cells: pd.DataFrame) -> list[str]:
+    """Return what the lossy methods gain, and what they lose, for each task."""
+    lossy = cells[~cells["lossless"].fillna(True).astype(bool)]
+    if lossy.empty:
+        return []
+    lines = []
+    for task, rows in lossy.groupby("task", sort=True):
+        base = cells[(cells["task"] == task) & (cells["method"] == BASELINE)]
+        for _, row in rows.sort_values("speedup", ascending=False).iterrows():
+            same = f", {row['lossless_match']:.0%} of texts the baseline's" if pd.notna(row["lossless_match"]) else ""
+            lines.append(f"- {task}: `{row['method']}`, {interval(row)}, {loss(row, base)}{same}.")
+    return ["**At a loss:**", "\n".join(lines)]
+
+
+def loss(row: pd.Series, base: pd.DataFrame) -> str:
+    """Return the change of quality against the baseline's, and whether it is more than chance."""
+    if base.empty:
+        return f"{row['metric']} {score(row['quality'], row['metric'])}"
+    before = base.iloc[0]
+    change = row["quality"] - before["quality"]
+    error = float(np.hypot(*np.nan_to_num([row["quality_stderr"], before["quality_stderr"]])))
+    sign = "+" if change >= 0 else "-"
+    told = f"{row['metric']} {score(row['quality'], row['metric'])} ({sign}{score(abs(change), row['metric'])}"
+    return f"{told}, {'more' if abs(change) > 1.96 * error else 'no more'} than chance)"
+
+
+def of_exactness(cells: pd.DataFrame) -> str:
+    """Return whether the methods that claim it gave the baseline's ids."""
+    claimed = cells[cells["lossless"].fillna(False).astype(bool) & cells["lossless_match"].notna()]
+    ours = claimed[claimed["engine"] != "transformers"]
+    wrong = ours[ours["lossless_match"] < 1]
+    told = f"All {len(ours)} cells of our lossless methods gave the baseline's ids on every prompt."
+    if len(wrong):
+        told = f"Of {len(ours)} cells of our lossless methods {len(wrong)} did not give the baseline's ids: {named(wrong)}."
+    peers = claimed[claimed["engine"] == "transformers"]
+    if len(peers):
+        low, high = peers["lossless_match"].min(), peers["lossless_match"].max()
+        told += f" transformers' own, which round elsewhere, gave them on {low:.0%} to {high:.0%} of a cell's prompts."
+    return f"**Exactness.** {told}"
+
+
+def of_twin(cells: pd.DataFrame) -> list[str]:
+    """Return what parallel generators cost and gain against their twin."""
+    twin, others = cells[cells["method"] == BASELINE], cells[cells["method"] != BASELINE]
+    if twin.empty or others.empty:
+        return ["The twin or its generators are not in the table."]
+    before = twin.iloc[0]
+    ordered = others.sort_values("speedup", ascending=False)
+    errors = np.hypot(ordered["quality_stderr"].fillna(0.0), float(np.nan_to_num(before["quality_stderr"])))
+    kept = ordered[ordered["quality"] >= before["quality"] - 1.96 * errors]
+    lines = [
+        f"The autoregressive twin has {before['metric']} {score(before['quality'], before['metric'])} "
+        f"at {before['tokens_per_second']:,.0f} tokens/s."
+    ]
+    for told, rows in (("Fastest of all", ordered), ("Fastest with no loss that was shown", kept)):
+        if len(rows):
+            row = rows.iloc[0]
+            batch = f"; in a batch {row['batch_speedup']:.2f}" if pd.notna(row["batch_speedup"]) else ""
+            passes = row["target_forwards"] / row["num_prompts"]
+            lines.append(
+                f"- {told}: `{row['method']}`, {interval(row)}{batch}, {passes:.1f} passes a text, {loss(row, twin)}."
+            )
+    return [lines[0], "\n".join(lines[1:])] if lines[1:] else lines
+
+
+def caveats(table: pd.DataFrame, good: pd.DataFrame) -> str:
+    """Return what a reader must know before trusting a difference."""
+    base = good[good["method"] == BASELINE]
+    noise = f"{base['speedup'].min():.2f} to {base['speedup'].max():.2f}" if len(base) else NONE
+    cut = good["truncated"].sum() / max(1, good["num_prompts"].sum())
+    few = good["num_prompts"].min() if len(good) else 0
+    return "\n".join(
+        [
+            f"- The baseline timed against itself has speed-ups from {noise}: smaller differences are noise.",
+            f"- {cut:.0%} of texts were cut off by the token limit; their quality is that of a beginning.",
+            f"- The smallest cell has {few} prompts: intervals over so few are rough, and quality says little.",
+            "- Speed-ups are against our compiled baseline; `hf_greedy` in the table says how far that is from transformers.",
+        ]
+    )
+
+
+@command
+def main() -> None:
+    """Read the command line and do it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--benchmark", type=Path, required=True, help="results/benchmark.csv")
+    parser.add_argument("--output", type=Path, required=True, help="the Markdown page to write")
+    given = parser.parse_args()
+    atomic_write(given.output, as_markdown(benchmark.read(given.benchmark)))
+
+
+if __name__ == "__main__":
+    main()

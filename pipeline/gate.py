@@ -1,0 +1,269 @@
+r"""Rule: hold ``results/benchmark.csv`` against the reference of its profile, and fail if something got worse.
+
+Each kind of figure by what it can bear:
+
+- **What was asked** (weights, documents, prompts, options) must be the same: else nothing can be compared. Parts and
+  twins that are trained on the spot may differ in their weights.
+- **Counters and texts** exactly, where the platform is the same (hardware, engine, threads) and so are the weights;
+  elsewhere rounding may differ, and only ``tokens_per_step`` is held to, within a tenth.
+- **Quality** by its standard error: worse if the difference is more than 1.96 standard errors of a difference.
+- **Speed** by its paired intervals. A cell's interval knows of the prompts and not of what the machine did that day, so
+  a method is judged over all its cells together (``pooled_change``): it is slower if even the upper end of the 99 %
+  interval of its change is below -5 %. The plain baseline, which has no other to be held against, is judged by ``mbu``,
+  its share of what the memory was measured to give.
+- **Lossless** methods give the baseline's ids on every prompt, whatever the reference says.
+
+What got better is told and fails nothing. A change that is wanted is made the new reference with ``--update``. By hand::
+
+    python -m pipeline.gate --benchmark results/benchmark.csv --reference results/reference/laptop.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from pipeline.errors import UserError, command
+from pipeline.pooling import Change, pooled_change
+from pipeline.schemas import benchmark
+
+Verdict = Literal["regression", "improvement", "note"]
+CELL = ["task", "model", "dtype", "method", "seed"]
+ASKED = ["data_sha256", "requests_sha256", "num_prompts", "options", "sampling", "metric"]
+PLATFORM = ["hardware", "device", "engine", "num_threads"]
+# Whether more of it is better (1) or worse (-1); a text that changed (0) is no better for it.
+COUNTERS = {
+    "output_sha256": 0,
+    "truncated": -1,
+    "tokens_per_step": 1,
+    "target_forwards": -1,
+    "draft_forwards": -1,
+    "candidate_tokens": -1,
+}
+ROUNDED = 1e-5  # the table has six significant digits
+SURE_OF_QUALITY = 1.96
+TOLERATED_STEP = 0.10  # of tokens a step, on another platform or with parts that were trained anew
+TOLERATED_SPEED = 0.05  # of a method's speed-up over all its cells
+TOLERATED_MBU = 0.15  # of the baseline's, which is no ratio of two runs in turn
+MBU_NOISE = 0.05  # standard error of the logarithm of one cell's
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One difference: where, in which column, before and now, and what it means."""
+
+    where: str
+    what: str
+    before: str
+    now: str
+    verdict: Verdict
+
+
+def compare(now: pd.DataFrame, reference: pd.DataFrame) -> list[Finding]:
+    """Return what differs, regressions first.
+
+    Raises:
+        UserError: the tables are of different profiles.
+    """
+    profiles = [sorted(table["profile"].unique()) for table in (now, reference)]
+    if profiles[0] != profiles[1]:
+        raise UserError(f"profile = {profiles[0]} cannot be held against a reference of {profiles[1]}")
+    pairs = now.merge(reference, on=CELL, how="outer", suffixes=("", "_before"), indicator="found")
+    found = [finding for _, pair in pairs.iterrows() for finding in of_cell(pair)]
+    found += of_methods(pairs[pairs["found"] == "both"])
+    order = ("regression", "improvement", "note")
+    return sorted(found, key=lambda finding: order.index(finding.verdict))
+
+
+def of_cell(pair: pd.Series) -> Iterator[Finding]:
+    """Yield what differs in one cell, its speed left out; ``pair`` has the reference's columns as ``…_before``."""
+    where = " · ".join(str(pair[name]) for name in ("task", "model", "dtype", "method"))
+    where += f" · seed {pair['seed']}" if pair["seed"] else ""
+    if pair["found"] != "both":
+        gone = pair["found"] == "right_only"
+        yield (
+            Finding(where, "cell", "there", "gone", "regression")
+            if gone
+            else Finding(where, "cell", "none", "new", "note")
+        )
+        if gone:
+            return
+    yield from of_losslessness(where, pair)
+    if pair["found"] != "both":
+        return
+    if pair["status"] != pair["status_before"]:
+        verdict: Verdict = "improvement" if pair["status"] == "ok" else "regression"
+        yield Finding(where, "status", pair["status_before"], f"{pair['status']}: {pair['reason']}"[:100], verdict)
+    if pair["status"] != "ok" or pair["status_before"] != "ok":
+        return
+    if changed := [name for name in asked_of(pair) if differs(pair, name)]:
+        for name in changed:
+            yield difference(where, name, pair, "regression")
+        return
+    yield from of_counters(where, pair)
+    yield from of_quality(where, pair)
+
+
+def asked_of(pair: pd.Series) -> list[str]:
+    """Return what must not have changed: also the weights, unless they are trained on the spot."""
+    return ASKED + ["weights_sha256"] * (not str(pair["model_source"]).startswith("trained:"))
+
+
+def differs(pair: pd.Series, name: str) -> bool:
+    """Whether a column changed; what an older reference does not have is not held against it."""
+    before, now = pair[f"{name}_before"], pair[name]
+    if pd.isna(before) or before == "":
+        return False
+    if isinstance(now, float) and isinstance(before, float):
+        return not np.isclose(now, before, rtol=ROUNDED)
+    return bool(pd.isna(now) or now != before)
+
+
+def of_losslessness(where: str, pair: pd.Series) -> Iterator[Finding]:
+    """Yield a lossless method of ours that did not give the baseline's ids on every prompt.
+
+    transformers' own round elsewhere than our baseline. So does the eager engine, except in float32.
+    """
+    exact = pair["engine"] == "native" or (pair["engine"] != "transformers" and pair["dtype"] == "float32")
+    share = pair["lossless_match"]
+    if exact and pair["lossless"] and pd.notna(share) and share < 1:
+        yield Finding(where, "lossless_match", "must be 100 %", f"{share:.1%}", "regression")
+
+
+def of_counters(where: str, pair: pd.Series) -> Iterator[Finding]:
+    """Yield the counters that changed, exactly where the platform allows it."""
+    if not any(differs(pair, name) for name in (*PLATFORM, "weights_sha256", "parts")):
+        for name, better in COUNTERS.items():
+            if differs(pair, name):
+                rose = better and pair[name] > pair[f"{name}_before"]
+                good = better != 0 and rose == (better > 0)
+                yield difference(where, name, pair, "improvement" if good else "regression")
+        return
+    now, before = pair["tokens_per_step"], pair["tokens_per_step_before"]
+    if pd.notna(now) and pd.notna(before) and abs(now / before - 1) > TOLERATED_STEP:
+        yield difference(where, "tokens_per_step", pair, "improvement" if now > before else "regression")
+
+
+def of_quality(where: str, pair: pd.Series) -> Iterator[Finding]:
+    """Yield a change of quality that is more than chance."""
+    errors = np.array([pair["quality_stderr"], pair["quality_stderr_before"]], dtype=float)
+    change = pair["quality"] - pair["quality_before"]
+    if abs(change) > SURE_OF_QUALITY * np.hypot(*np.nan_to_num(errors)) and differs(pair, "quality"):
+        yield difference(where, "quality", pair, "improvement" if change > 0 else "regression")
+
+
+def difference(where: str, name: str, pair: pd.Series, verdict: Verdict) -> Finding:
+    """Return the finding that a column has another value."""
+    return Finding(where, name, shown(pair[f"{name}_before"]), shown(pair[name]), verdict)
+
+
+def shown(value: Any) -> str:
+    """Return a value short enough for a table."""
+    if pd.isna(value):
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)[:40]
+
+
+def of_methods(pairs: pd.DataFrame) -> Iterator[Finding]:
+    """Yield the methods whose speed changed over all their cells together, by more than is tolerated."""
+    well = pairs[(pairs["status"] == "ok") & (pairs["status_before"] == "ok")]
+    asked_same = well[[not any(differs(pair, name) for name in asked_of(pair)) for _, pair in well.iterrows()]]
+    for (model, dtype, method), cells in asked_same.groupby(["model", "dtype", "method"], sort=True):
+        where = f"all tasks · {model} · {dtype} · {method}"
+        if method == "autoregressive":
+            yield from of_speed(where, "mbu", mbu_change(cells), TOLERATED_MBU)
+        else:
+            yield from of_speed(where, "speedup", speed_change(cells), TOLERATED_SPEED)
+
+
+def of_speed(where: str, what: str, change: Change | None, tolerated: float) -> Iterator[Finding]:
+    """Yield a change that is surely more than is tolerated."""
+    if change is None:
+        return
+    told = f"{change.mean:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
+    if change.high < -tolerated:
+        yield Finding(where, what, "0 %", told, "regression")
+    elif change.low > tolerated:
+        yield Finding(where, what, "0 %", told, "improvement")
+
+
+def speed_change(cells: pd.DataFrame) -> Change | None:
+    """Return the change of a method's speed-up over its cells, by their paired intervals."""
+    known = cells.dropna(subset=[f"speedup_{end}{when}" for end in ("low", "high") for when in ("", "_before")])
+    if known.empty:
+        return None
+    errors = [np.log(known[f"speedup_high{when}"] / known[f"speedup_low{when}"]) / 3.92 for when in ("", "_before")]
+    return pooled_change(np.log(known["speedup"] / known["speedup_before"]), np.hypot(*errors))
+
+
+def mbu_change(cells: pd.DataFrame) -> Change | None:
+    """Return the change of the baseline's share of the memory's measured speed, on the same hardware."""
+    known = cells[(cells["hardware"] == cells["hardware_before"]) & (cells["engine"] == cells["engine_before"])]
+    known = known.dropna(subset=["mbu", "mbu_before"])
+    if known.empty:
+        return None
+    return pooled_change(np.log(known["mbu"] / known["mbu_before"]), np.full(len(known), MBU_NOISE))
+
+
+def report(found: list[Finding], now: pd.DataFrame, reference: pd.DataFrame) -> str:
+    """Return what is printed: a table of what changed, and the verdict in one line."""
+    counts = {verdict: sum(f.verdict == verdict for f in found) for verdict in ("regression", "improvement", "note")}
+    told = f"{counts['regression']} regressions, {counts['improvement']} improvements, {counts['note']} notes"
+    line = f"gate: {len(now)} cells against {len(reference)} of the reference: {told}"
+    same = {name: set(now[name]) - {""} == set(reference[name]) - {""} for name in ("hardware", "engine")}
+    if other := [name for name, equal in same.items() if not equal]:
+        line += f" (another {' and '.join(other)} than the reference's: counters are not compared exactly)"
+    if not found:
+        return line
+    rows = pd.DataFrame([[f.verdict, f.where, f.what, f.before, f.now] for f in found])
+    rows.columns = pd.Index(["verdict", "where", "what", "reference", "now"])
+    return rows.to_markdown(index=False, disable_numparse=True) + "\n\n" + line
+
+
+def update(now: pd.DataFrame, reference: Path) -> None:
+    """Make a table the reference.
+
+    Raises:
+        UserError: a cell of it failed, or a lossless method is not: such a table is none to be held to.
+    """
+    bad = now[now["status"] != "ok"]
+    if len(bad):
+        first = bad.iloc[0]
+        raise UserError(f"{first['task']}/{first['method']} is {first['status']}: that can be no reference")
+    everywhere = [finding for _, pair in now.iterrows() for finding in of_losslessness(pair["method"], pair)]
+    if everywhere:
+        raise UserError(f"{everywhere[0].where}: lossless_match is {everywhere[0].now}: that can be no reference")
+    benchmark.write(now, reference)
+    print(f"gate: {reference} is now the table of this run, {len(now)} cells")
+
+
+@command
+def main() -> None:
+    """Read the command line and do it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--benchmark", type=Path, required=True, help="results/benchmark.csv")
+    parser.add_argument("--reference", type=Path, required=True, help="results/reference/<profile>.csv")
+    parser.add_argument("--update", action="store_true", help="make this benchmark the reference")
+    given = parser.parse_args()
+    now = benchmark.read(given.benchmark)
+    if given.update:
+        update(now, given.reference)
+        return
+    if not given.reference.is_file():
+        hint = "--config update_reference=true makes this run's table the reference"
+        raise UserError(f"there is no reference {given.reference} for profile {now['profile'].iloc[0]!r}; {hint}")
+    reference = benchmark.read(given.reference)
+    found = compare(now, reference)
+    print(report(found, now, reference))
+    sys.exit(any(finding.verdict == "regression" for finding in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The page in words says what the table says, and nothing that its intervals do not carry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.answers import as_markdown
+from pipeline.pages import as_html
+from tests.pipeline.benchmark_rows import METRIC, failed, row, table
+
+LOSSY = {"lossless": False, "lossless_match": 0.25}
+
+
+def generator(method: str, **changes: Any) -> dict[str, Any]:
+    batch = {"batch_size": 32, "batch_tokens_per_second": 9.0, "batch_baseline_tokens_per_second": 3.0}
+    own = {"model": "twin", "lossless": False, "batch_speedup": 3.0, "target_forwards": 6, "num_prompts": 6}
+    return row(method, "verbalized", quality_stderr=0.5, **(batch | own | changes))
+
+
+def test_the_fastest_lossless_method_is_named_for_each_task_and_on_the_mean() -> None:
+    page = as_markdown(
+        table(
+            *(row(task=task) for task in METRIC),
+            *(row("medusa", task, speedup=1.5) for task in METRIC),
+            *(row("prompt_lookup", task, speedup=2.6 if task == "humaneval" else 1.1) for task in METRIC),
+            row("union", "humaneval", speedup=9.0),
+            *(row("hf_assisted", task, speedup=3.0, engine="transformers") for task in METRIC),
+        )
+    )
+    assert "`medusa` is fastest on the mean over tasks: 1.50 times the baseline (then `prompt_lookup` 1.48)" in page
+    assert "- humaneval: `union`, 9.00 [8.55, 9.54], 9.90 tokens a step." in page
+    assert "- gsm_symbolic: `medusa`, 1.50 [1.42, 1.59], 1.65 tokens a step." in page
+
+
+def test_what_the_intervals_do_not_tell_apart_is_said() -> None:
+    page = as_markdown(
+        table(
+            row(),
+            row("medusa", speedup=1.5),
+            row("recycling", speedup=1.47),
+            row("lookahead", task="docstrings", speedup=1.03),
+            row(task="docstrings"),
+        )
+    )
+    assert "- humaneval: `medusa`, 1.50 [1.42, 1.59], 1.65 tokens a step; not told apart from `recycling`." in page
+    assert "- docstrings: `lookahead`, 1.03 [0.98, 1.09], 1.13 tokens a step; its interval holds 1, so nothing" in page
+
+
+def test_a_lossy_method_is_named_with_what_it_loses() -> None:
+    page = as_markdown(
+        table(
+            row(quality_stderr=0.02),
+            row("medusa_typical", speedup=2.0, quality=0.1, quality_stderr=0.02, **LOSSY),
+            row("fasterdecodemixer_raw", speedup=1.8, quality=0.24, quality_stderr=0.02, **LOSSY),
+        )
+    )
+    assert "- humaneval: `medusa_typical`, 2.00 [1.90, 2.12], pass_at_1 0.100 (-0.150, more than chance), 25%" in page
+    assert (
+        "- humaneval: `fasterdecodemixer_raw`, 1.80 [1.71, 1.91], pass_at_1 0.240 (-0.010, no more than chance)" in page
+    )
+
+
+def test_broken_exactness_and_failures_are_told() -> None:
+    page = as_markdown(
+        table(
+            row(),
+            row("medusa", lossless_match=0.5),
+            row("hf_greedy", engine="transformers", lossless_match=0.4),
+            failed("union"),
+        )
+    )
+    assert "Of 2 cells of our lossless methods 1 did not give the baseline's ids: medusa on humaneval." in page
+    assert "gave them on 40% to 40%" in page
+    assert "1 of them did not end well: union on humaneval." in page
+
+
+def test_parallel_generators_are_held_against_their_twin() -> None:
+    page = as_markdown(
+        table(
+            row(task="verbalized", model="twin", quality=99.0, quality_stderr=0.5),
+            generator("shufflelm", quality=98.5, speedup=2.0),
+            generator("diffusion_1_passes", quality=70.0, speedup=5.0),
+        )
+    )
+    assert (
+        "- Fastest of all: `diffusion_1_passes`, 5.00 [4.75, 5.30]; in a batch 3.00, 1.0 passes a text, bleu 70.0 (-29.0, more"
+        in page
+    )
+    assert "- Fastest with no loss that was shown: `shufflelm`, 2.00" in page
+
+
+def test_a_page_is_html_of_its_own_and_runs_nothing() -> None:
+    html = as_html("# Title\n\n| a | b |\n|---|---|\n| 1 | <script>x()</script> |\n")
+    assert "<title>Title</title>" in html
+    assert "<table>" in html
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "http" not in html

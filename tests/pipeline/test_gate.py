@@ -1,0 +1,200 @@
+"""The gate catches each kind of regression, and is silent where nothing but noise differs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.gate import Finding, compare
+from pipeline.schemas import benchmark
+from tests.pipeline.benchmark_rows import METRIC, failed, row, table
+
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = list(METRIC)
+
+
+def run_of(**changes: Any) -> pd.DataFrame:
+    """A run of the baseline and of one method on every task; ``changes`` are the method's."""
+    speedup = changes.pop("speedup", 1.4)
+    base = [row(task=task) for task in TASKS]
+    return table(*base, *(row("prompt_lookup", task, speedup=speedup, **changes) for task in TASKS))
+
+
+def verdicts(found: list[Finding]) -> set[tuple[str, str]]:
+    return {(finding.verdict, finding.what) for finding in found}
+
+
+def test_the_same_table_has_no_findings() -> None:
+    assert compare(run_of(), run_of()) == []
+
+
+def test_a_slowed_drafter_is_caught() -> None:
+    """A fifth more time a step: its speed-up is 1 / 1.2 of what it was, on every task; its counters are the same."""
+    (found,) = compare(run_of(speedup=1.4 / 1.2, tokens_per_step=1.54), run_of(tokens_per_step=1.54))
+    assert (found.verdict, found.what) == ("regression", "speedup")
+    assert "prompt_lookup" in found.where
+    assert "-16.7%" in found.now
+
+
+def test_one_slow_cell_of_four_is_not_held_against_a_method() -> None:
+    slow = run_of(tokens_per_step=1.54)
+    slow.loc[slow.index[-1], ["speedup", "speedup_low", "speedup_high"]] = [1.15, 1.0, 1.3]
+    assert compare(slow, run_of(tokens_per_step=1.54)) == []
+
+
+def test_noise_alone_fires_on_none_of_a_hundred_runs() -> None:
+    """Each cell of each run off by what its interval and the day allow: seven hundred comparisons of methods."""
+    rng = np.random.default_rng(0)
+    reference = run_of(tokens_per_step=1.54)
+    for _ in range(100):
+        noisy = reference.copy()
+        factor = np.exp(rng.normal(0, 0.04, len(noisy)))
+        for column in ("speedup", "speedup_low", "speedup_high", "mbu"):
+            noisy[column] = noisy[column] * factor
+        assert compare(noisy, reference) == []
+
+
+def test_a_broken_rule_of_acceptance_is_caught() -> None:
+    """It accepts what the target would not have written: other texts, fewer steps, ids that are not the baseline's."""
+    broken = run_of(lossless_match=0.5, output_sha256="d" * 64, target_forwards=700, tokens_per_step=2.1)
+    found = compare(broken, run_of(tokens_per_step=1.54))
+    assert {("regression", "lossless_match"), ("regression", "output_sha256")} <= verdicts(found)
+    assert ("improvement", "target_forwards") in verdicts(found)
+    assert found[0].verdict == "regression"
+
+
+def test_losslessness_is_held_to_whatever_the_reference_says() -> None:
+    broken = run_of(lossless_match=0.75, engine="native")
+    assert verdicts(compare(broken, broken)) == {("regression", "lossless_match")}
+
+
+@pytest.mark.parametrize(("engine", "dtype"), [("transformers", "float32"), ("eager", "bfloat16")])
+def test_what_rounds_elsewhere_is_not_held_to_every_id(engine: str, dtype: str) -> None:
+    rounded = table(row("hf_greedy", lossless_match=0.75, engine=engine, dtype=dtype))
+    assert compare(rounded, rounded) == []
+
+
+def test_a_changed_prompt_is_caught_and_nothing_else_is_said_of_it() -> None:
+    now = run_of(requests_sha256="e" * 64, quality=0.1, speedup=0.5)
+    reference = run_of(requests_sha256="f" * 64)
+    found = [finding for finding in compare(now, reference) if "prompt_lookup" in finding.where]
+    assert verdicts(found) == {("regression", "requests_sha256")}
+
+
+def test_a_reference_that_does_not_know_the_prompts_does_not_accuse() -> None:
+    assert compare(run_of(requests_sha256="e" * 64), run_of()) == []
+
+
+def test_other_weights_of_a_fetched_model_are_caught() -> None:
+    assert ("regression", "weights_sha256") in verdicts(compare(run_of(weights_sha256="9" * 64), run_of()))
+
+
+@pytest.mark.parametrize(
+    ("quality", "verdict"), [(0.25, None), (0.20, None), (0.05, "regression"), (0.5, "improvement")]
+)
+def test_a_worse_checkpoint_is_caught_by_its_quality(quality: float, verdict: str | None) -> None:
+    """A twin is trained on the spot, so its weights may differ; its quality may not, by more than chance."""
+
+    def twin(value: float, weights: str) -> pd.DataFrame:
+        changes = {"model_source": "trained:twin", "weights_sha256": weights * 64, "quality": value}
+        return table(row(quality_stderr=0.05, **changes, pass_at_1=value))
+
+    found = compare(twin(quality, "1"), twin(0.25, "2"))
+    assert verdicts(found) == ({(verdict, "quality")} if verdict else set())
+
+
+def test_a_worse_trained_part_is_caught_by_its_tokens_a_step() -> None:
+    def with_heads(tokens_per_step: float, weights: str) -> pd.DataFrame:
+        parts = f'{{"heads": "{weights * 64}"}}'
+        return table(row("medusa", tokens_per_step=tokens_per_step, parts=parts, target_forwards=900))
+
+    assert compare(with_heads(1.95, "1"), with_heads(2.0, "2")) == []
+    assert verdicts(compare(with_heads(1.7, "1"), with_heads(2.0, "2"))) == {("regression", "tokens_per_step")}
+    assert verdicts(compare(with_heads(2.3, "1"), with_heads(2.0, "2"))) == {("improvement", "tokens_per_step")}
+
+
+def test_counters_are_exact_on_the_same_platform_alone() -> None:
+    changed = {"target_forwards": 1060, "tokens_per_step": 1.53}
+    here = compare(run_of(**changed), run_of(tokens_per_step=1.54))
+    assert verdicts(here) == {("regression", "target_forwards"), ("regression", "tokens_per_step")}
+    assert compare(run_of(**changed, hardware="Another CPU"), run_of(tokens_per_step=1.54)) == []
+
+
+def test_the_last_digit_of_a_table_is_no_change() -> None:
+    assert compare(run_of(tokens_per_step=1.540001), run_of(tokens_per_step=1.54)) == []
+
+
+def test_a_slower_baseline_is_caught_by_its_distance_to_the_limit() -> None:
+    """Both sides of every speed-up are slower, so that no speed-up tells."""
+    slow = [row(task=task, mbu=0.24) for task in TASKS]
+    assert verdicts(compare(table(*slow), table(*(row(task=task) for task in TASKS)))) == {("regression", "mbu")}
+    elsewhere = [row(task=task, mbu=0.24, hardware="Another CPU") for task in TASKS]
+    assert compare(table(*elsewhere), table(*(row(task=task) for task in TASKS))) == []
+
+
+def test_cells_that_go_and_come_and_fail() -> None:
+    now = table(row(), failed("prompt_lookup"), row("medusa"))
+    found = compare(now, table(row(), row("prompt_lookup"), row("lookahead")))
+    assert [(finding.verdict, finding.what) for finding in found] == [
+        ("regression", "cell"),
+        ("regression", "status"),
+        ("note", "cell"),
+    ]
+    assert "lookahead" in found[0].where
+    assert "out of memory" in found[1].now
+    (mended,) = compare(table(row("prompt_lookup")), table(failed("prompt_lookup")))
+    assert (mended.verdict, mended.what) == ("improvement", "status")
+
+
+def gate(
+    folder: Path, now: pd.DataFrame, reference: pd.DataFrame | None, *flags: str
+) -> subprocess.CompletedProcess[str]:
+    benchmark.write(now, folder / "benchmark.csv")
+    if reference is not None:
+        benchmark.write(reference, folder / "reference.csv")
+    files = ["--benchmark", str(folder / "benchmark.csv"), "--reference", str(folder / "reference.csv")]
+    words = [sys.executable, "-m", "pipeline.gate", *files, *flags]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_command_tells_and_ends_with_its_verdict(tmp_path: Path) -> None:
+    same = gate(tmp_path, run_of(), run_of())
+    assert (same.returncode, same.stderr) == (0, "")
+    assert "0 regressions, 0 improvements" in same.stdout
+    worse = gate(tmp_path, run_of(lossless_match=0.5), run_of())
+    assert worse.returncode == 1
+    assert "| regression" in worse.stdout
+    assert "must be 100 %" in worse.stdout
+    better = gate(tmp_path, run_of(target_forwards=900), run_of())
+    assert better.returncode == 0
+    assert "| improvement" in better.stdout
+
+
+def test_the_reference_is_made_when_asked_for_alone(tmp_path: Path) -> None:
+    none = gate(tmp_path, run_of(), None)
+    assert none.returncode == 2
+    assert none.stderr.count("\n") == 1
+    assert "there is no reference" in none.stderr
+    assert "update_reference=true" in none.stderr
+    assert gate(tmp_path, run_of(), None, "--update").returncode == 0
+    assert gate(tmp_path, run_of(), None).returncode == 0
+
+
+@pytest.mark.parametrize("bad", [failed("prompt_lookup"), row("prompt_lookup", lossless_match=0.5, engine="native")])
+def test_a_table_that_cannot_be_held_to_is_no_reference(tmp_path: Path, bad: dict[str, Any]) -> None:
+    done = gate(tmp_path, table(row(), bad), run_of(), "--update")
+    assert done.returncode == 2
+    assert "can be no reference" in done.stderr
+    pd.testing.assert_frame_equal(benchmark.read(tmp_path / "reference.csv"), run_of())
+
+
+def test_profiles_are_not_mixed(tmp_path: Path) -> None:
+    done = gate(tmp_path, run_of(profile="smoke"), run_of())
+    assert done.returncode == 2
+    assert "smoke" in done.stderr

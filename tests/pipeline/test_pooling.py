@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.pooling import RUN_TO_RUN, SURE, pooled_change
+
+
+def test_cells_that_agree_make_it_surer() -> None:
+    one = pooled_change(np.log([0.8]), [0.02])
+    four = pooled_change(np.log([0.8] * 4), [0.02] * 4)
+    assert one.mean == pytest.approx(-0.2)
+    assert four.mean == pytest.approx(-0.2)
+    assert four.high - four.low == pytest.approx((one.high - one.low) / 2, rel=0.03)
+    assert one.low < -0.2 < one.high < 0
+
+
+def test_one_cell_is_no_surer_than_its_interval_and_the_day() -> None:
+    change = pooled_change([0.0], [0.04])
+    assert np.log1p(change.high) == pytest.approx(SURE * np.hypot(0.04, RUN_TO_RUN))
+
+
+def test_cells_that_disagree_make_it_less_sure() -> None:
+    alike = pooled_change(np.log([0.8, 0.8, 0.8, 0.8]), [0.01] * 4)
+    apart = pooled_change(np.log([0.5, 1.2, 0.6, 1.1]), [0.01] * 4)
+    assert apart.high - apart.low > 4 * (alike.high - alike.low)
+
+
+def test_the_surer_cell_counts_for_more() -> None:
+    change = pooled_change(np.log([0.97, 1.03]), [0.001, 0.3])
+    assert change.mean == pytest.approx(-0.03, abs=0.005)
+
+
+def test_unchanged_runs_seldom_look_changed() -> None:
+    """Of 2000 runs with nothing but noise, at most 2 % are told apart (99 % intervals; each cell's error is known)."""
+    rng = np.random.default_rng(0)
+    errors = np.array([0.02, 0.05, 0.08, 0.03])
+    noise = rng.normal(0, np.hypot(errors, RUN_TO_RUN), size=(2000, 4))
+    changes = [pooled_change(row, errors) for row in noise]
+    assert np.mean([change.low > 0 or change.high < 0 for change in changes]) <= 0.02
+
+
+@pytest.mark.parametrize(("ratios", "errors"), [([], []), ([0.1], [0.1, 0.2])])
+def test_what_is_no_pair_is_refused(ratios: list[float], errors: list[float]) -> None:
+    with pytest.raises(ValueError, match="are not pairs"):
+        pooled_change(ratios, errors)
