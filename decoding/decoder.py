@@ -165,5 +165,6 @@ class SpeculativeDecoder:
             draft_forwards=draft_forwards,
             draft_s=(proposed - started) + (observed - verified),
             total_s=time.perf_counter() - started,
+            verify_s=verified - proposed,
         )
         return step, cut

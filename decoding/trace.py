@@ -22,8 +22,9 @@ class Step:
         accepted: draft tokens among them.
         candidates: draft tokens that the target verified.
         draft_forwards: forward passes of a draft model.
-        draft_s: seconds in the drafter. The rest of ``total_s`` is the target's forward pass and the verification.
+        draft_s: seconds in the drafter.
         total_s: seconds of the whole step.
+        verify_s: seconds of the target's forward pass and of the verdict on it; 0 where that is not known.
     """
 
     emitted: int
@@ -32,6 +33,7 @@ class Step:
     draft_forwards: int
     draft_s: float
     total_s: float
+    verify_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from decoding import SpeculativeDecoder, TargetModel
 from pipeline.batch_speed import measure_batch
 from pipeline.clock import measure_limits
-from pipeline.files import sha256_of_all
+from pipeline.files import sha256_of, sha256_of_all
 from pipeline.machine import describe_machine, git_state, package_versions
 from pipeline.methods import Generates
 from pipeline.record import Record
@@ -58,6 +58,7 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
         "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
         "weight_bytes": model.weights.weight_bytes,
         "part_bytes": part_bytes,
+        "requests_sha256": sha256_of(spec.requests),
         "parts": {name: sha256_of_all(folder.glob("*.safetensors")) for name, folder in spec.parts.items()},
         "engine": "transformers" if kind == "peer" else model.engine,
         "cache_bytes": cache_bytes_per_token * bench.target.capacity_for(longest, 1) if ours else None,
@@ -84,6 +85,8 @@ def figures_of(
     )
     if not bench.sampling.is_greedy:
         figures["lossless_match"] = None  # sampled texts differ by chance: their distribution is what tests hold equal
+    if kind != "drafter":
+        figures["verify_s"] = None
     if kind == "peer" and not bench.spec.parts:
         figures["draft_s"] = None  # transformers does not tell when it looks up
     if kind == "generator":

@@ -42,6 +42,7 @@ def run_record(trials: Sequence[Generation]) -> Record:
         "total_s": middle.total_s,
         "total_s_repeats": [trial.total_s for trial in trials],
         "draft_s": sum(step.draft_s for step in middle.steps),
+        "verify_s": sum(step.verify_s for step in middle.steps),
         "target_forwards": first.target_forwards,
         "draft_forwards": first.draft_forwards,
         "decode_draft_forwards": first.draft_forwards - first.prefill_draft_forwards,

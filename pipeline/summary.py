@@ -92,7 +92,9 @@ def summarise(
         "mfu": None if work is None else _ratio(work, decode_s * limits.flops_per_s),
         "bandwidth_bytes_per_s": limits.bandwidth_bytes_per_s,
         "flops_per_s": limits.flops_per_s,
+        "decode_s": sum(run["decode_s"] for run in runs),
         "draft_s": sum(run["draft_s"] for run in runs),
+        "verify_s": sum(run["verify_s"] for run in runs),
         "lossless_match": 1 - len(first_divergences(records)) / len(records),
         "output_sha256": hashlib.sha256(json.dumps([run["output_ids"] for run in runs]).encode()).hexdigest(),
     }

@@ -73,6 +73,9 @@ COLUMNS: dict[str, pa.Column] = {
     "task": text("name of the task", str_matches=NOT_EMPTY),
     "data_source": text("where the task's documents came from: package, file or hub commit"),
     "data_sha256": text("SHA-256 of the task's documents", str_matches=SHA256),
+    "requests_sha256": text(
+        "SHA-256 of what was asked: the prompts' token ids, their limits and stop strings", str_matches=SHA256
+    ),
     "seed": whole("number", "seed of sampling", ge=0),
     # how good
     "metric": text("the metric that `quality` repeats", isin=[*METRICS, ""]),
@@ -103,7 +106,16 @@ COLUMNS: dict[str, pa.Column] = {
     ),
     "ttft_s": real("s", "time to first token, median over prompts", ge=0.0),
     "tpot_s": real("s", "time per output token of the decode steps, median over prompts", ge=0.0),
-    "draft_s": real("s", "seconds of drafting, summed over prompts; empty for peers that do not tell", ge=0.0),
+    "decode_s": real("s", "seconds of the decode steps, summed over prompts", ge=0.0),
+    "draft_s": real(
+        "s", "seconds of drafting among them, summed over prompts; empty for peers that do not tell", ge=0.0
+    ),
+    "verify_s": real(
+        "s",
+        "seconds among them of the target's forward passes and of the verdicts on them; empty for peers and for models "
+        "that generate in parallel",
+        ge=0.0,
+    ),
     "speedup": real(
         "ratio", "median `tokens_per_second` by the median of the baseline, on the same prompts, timed in turn", gt=0.0
     ),
