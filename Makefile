@@ -3,6 +3,7 @@
 #   make benchmark                    the default profile, config/laptop.yaml
 #   make benchmark PROFILE=smoke      another file in config/
 #   make benchmark ARGS="--dry-run"   further arguments for Snakemake
+#   make gate PROFILE=smoke           the same, then hold its table against results/reference/smoke.csv
 #   make test                         all tests; ARGS="-k config" for some
 #   make lint                         ruff and mypy
 #   make clean                        remove .venv (results are left alone)
@@ -12,14 +13,14 @@ VENV := .venv
 # The programs in .venv/bin name the folder that they were made in; `python -m` works after a move too.
 RUN := $(VENV)/bin/python -m
 
-.PHONY: benchmark test lint clean
+.PHONY: benchmark gate test lint clean
 .DELETE_ON_ERROR:
 
-benchmark: $(VENV)/complete
+benchmark gate: $(VENV)/complete
 ifneq ($(and $(PROFILE),$(filter -C --config --config=%,$(ARGS))),)
 	@echo "error: with --config in ARGS, name the profile there: ARGS='--config profile=$(PROFILE) ...'" >&2; exit 2
 endif
-	$(RUN) snakemake --cores all $(ARGS) $(if $(PROFILE),--config profile=$(PROFILE))
+	$(RUN) snakemake --cores all $(filter gate,$@) $(ARGS) $(if $(PROFILE),--config profile=$(PROFILE))
 
 # One core a process: the tests run beside each other, and torch would otherwise start as many threads in each.
 test: $(VENV)/complete

@@ -43,6 +43,7 @@ class Settings(Section):
 
     profile: Name
     allow_code_execution: bool = False
+    update_reference: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: Annotated[Count, Field(le=4096)] = 0
     seeds: Annotated[list[Seed], Differing] = Field(default=[0], min_length=1)

@@ -13,7 +13,7 @@ Each kind of figure by what it can bear:
   its share of what the memory was measured to give.
 - **Lossless** methods give the baseline's ids on every prompt, whatever the reference says.
 
-What got better is told and fails nothing. A change that is wanted is made the new reference with ``--update``. By hand::
+What got better is told and fails nothing. A wanted change is made the new reference with ``--update``. By hand::
 
     python -m pipeline.gate --benchmark results/benchmark.csv --reference results/reference/laptop.csv
 """
@@ -174,7 +174,8 @@ def shown(value: Any) -> str:
 def of_methods(pairs: pd.DataFrame) -> Iterator[Finding]:
     """Yield the methods whose speed changed over all their cells together, by more than is tolerated."""
     well = pairs[(pairs["status"] == "ok") & (pairs["status_before"] == "ok")]
-    asked_same = well[[not any(differs(pair, name) for name in asked_of(pair)) for _, pair in well.iterrows()]]
+    same = [not any(differs(pair, name) for name in asked_of(pair)) for _, pair in well.iterrows()]
+    asked_same = well[np.array(same, dtype=bool)]
     for (model, dtype, method), cells in asked_same.groupby(["model", "dtype", "method"], sort=True):
         where = f"all tasks · {model} · {dtype} · {method}"
         if method == "autoregressive":
@@ -224,7 +225,7 @@ def report(found: list[Finding], now: pd.DataFrame, reference: pd.DataFrame) -> 
         return line
     rows = pd.DataFrame([[f.verdict, f.where, f.what, f.before, f.now] for f in found])
     rows.columns = pd.Index(["verdict", "where", "what", "reference", "now"])
-    return rows.to_markdown(index=False, disable_numparse=True) + "\n\n" + line
+    return f"{rows.to_markdown(index=False, disable_numparse=True)}\n\n{line}"
 
 
 def update(now: pd.DataFrame, reference: Path) -> None:

@@ -62,8 +62,9 @@ def test_noise_alone_fires_on_none_of_a_hundred_runs() -> None:
 
 def test_a_broken_rule_of_acceptance_is_caught() -> None:
     """It accepts what the target would not have written: other texts, fewer steps, ids that are not the baseline's."""
-    broken = run_of(lossless_match=0.5, output_sha256="d" * 64, target_forwards=700, tokens_per_step=2.1)
-    found = compare(broken, run_of(tokens_per_step=1.54))
+    changed = {"lossless_match": 0.5, "output_sha256": "d" * 64, "target_forwards": 700, "tokens_per_step": 2.1}
+    broken = run_of(engine="native", **changed)
+    found = compare(broken, run_of(engine="native", tokens_per_step=1.54))
     assert {("regression", "lossless_match"), ("regression", "output_sha256")} <= verdicts(found)
     assert ("improvement", "target_forwards") in verdicts(found)
     assert found[0].verdict == "regression"
@@ -167,7 +168,7 @@ def test_the_command_tells_and_ends_with_its_verdict(tmp_path: Path) -> None:
     same = gate(tmp_path, run_of(), run_of())
     assert (same.returncode, same.stderr) == (0, "")
     assert "0 regressions, 0 improvements" in same.stdout
-    worse = gate(tmp_path, run_of(lossless_match=0.5), run_of())
+    worse = gate(tmp_path, run_of(lossless_match=0.5, engine="native"), run_of())
     assert worse.returncode == 1
     assert "| regression" in worse.stdout
     assert "must be 100 %" in worse.stdout
