@@ -17,19 +17,15 @@ include: "pipeline/rules/results.smk"
 include: "pipeline/rules/exactness.smk"
 
 
-localrules:
-    all,
-    collect,
-    tables,
-    figures,
-    curves,
-    exactness,
+localrules: all, collect, benchmark_table, paper_tables, tables, answers, figures, overview, traces, training_curves
+localrules: curves, pages, gate, exactness
 
 
 rule all:
     default_target: True
     input:
         "results/benchmark.csv",
-        "results/tables/benchmark.md",
-        "results/figures/speed_quality.png",
-        ["results/figures/passes.png"] if SETTINGS.twins else [],
+        "results/report.md",
+        rules.tables.input,
+        rules.pages.output,
+        [f"results/figures/{name}.png" for name in FIGURES],

@@ -1,7 +1,8 @@
 """Quality against speed, one panel a task: the picture that answers the project's question.
 
-Right is faster, up is better. Both directions carry their uncertainty: the speed-up's bootstrap interval times the
-baseline's tokens/s, and the standard error of quality. A filled mark is a lossless method, a hollow one a lossy one.
+Right is faster, up is better; the stepped line is the Pareto front, the methods that no other beats in both. Both
+directions carry their uncertainty: the speed-up's bootstrap interval times the baseline's tokens/s, and the standard
+error of quality. A filled mark is a lossless method, a hollow one a lossy one.
 Each point carries its method's name, placed where it covers nothing.
 
 Example::
@@ -98,8 +99,26 @@ def draw_panel(panel: Axes, cells: pd.DataFrame, looks: Looks) -> list[Text]:
         seed = f" (seed {row.seed})" if good["seed"].nunique() > 1 else ""
         names.append(panel.text(row.tokens_per_second, row.quality, row.method + seed, color=darker(colour), zorder=4))
     set_limits(panel, good, metric)
+    draw_front(panel, good)
     tell_missing(panel, cells[cells["status"] != "ok"])
     return names
+
+
+def front_of(good: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells that no other beats in speed and quality at once, the fastest first."""
+    ordered = good.sort_values(["tokens_per_second", "quality"], ascending=False)
+    best_so_far = ordered["quality"].cummax().shift(fill_value=-np.inf)
+    return ordered[ordered["quality"] > best_so_far]
+
+
+def draw_front(panel: Axes, good: pd.DataFrame) -> None:
+    """Draw the Pareto front behind the points, from the panel's top edge of quality down to its fastest method."""
+    front = front_of(good)
+    if len(front):
+        left, bottom = panel.get_xlim()[0], panel.get_ylim()[0]
+        x = [front["tokens_per_second"].iloc[0], *front["tokens_per_second"], left]
+        y = [bottom, *front["quality"], front["quality"].iloc[-1]]
+        panel.step(x, y, where="post", color="silver", linewidth=1.4, linestyle="--", zorder=1)
 
 
 def speed_interval(row: Any) -> np.ndarray | None:
@@ -144,8 +163,9 @@ def draw_legend(figure: Figure) -> None:
         mark(label="lossless"),
         mark(markerfacecolor="white", markeredgewidth=1.8, label="lossy"),
         Line2D([], [], color="dimgrey", linewidth=1.2, label=bars),
+        Line2D([], [], color="silver", linewidth=1.4, linestyle="--", label="Pareto front"),
     ]
-    figure.legend(handles=entries, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False)
 
 
 def darker(colour: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -156,15 +176,24 @@ def darker(colour: tuple[float, float, float]) -> tuple[float, float, float]:
 
 def draw_command(description: str | None, draw: Callable[[pd.DataFrame], Figure]) -> None:
     """Read the command line of a figure, draw it from the table and write it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmark", type=Path, required=True, help="results/benchmark.csv")
     parser.add_argument("--output", type=Path, required=True, help="the image to write")
     arguments = parser.parse_args()
-    figure = draw(benchmark.read(arguments.benchmark))
-    with atomic_path(arguments.output) as temporary:
+    without_windows()
+    save(draw(benchmark.read(arguments.benchmark)), arguments.output)
+
+
+def without_windows() -> None:
+    """Draw to files alone: no window system is asked for, also where there is one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, whole or not at all."""
+    with atomic_path(path) as temporary:
         # Without the software's version the same table gives the same bytes.
         figure.savefig(temporary, dpi=150, metadata={"Software": None})
 

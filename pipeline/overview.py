@@ -1,7 +1,7 @@
 r"""Rule: the figures of the whole table: speed-up, where the time goes, distance to the memory's limit, memory.
 
-One panel a model, methods from top to bottom by their mean speed-up, so that all four read alike. Tasks differ by colour
-and by mark, so that a print without colour tells them apart. Example::
+One panel a model, methods from top to bottom by their mean speed-up, so that all four read alike. Tasks differ by
+colour and by mark, so that a print without colour tells them apart. Example::
 
     python -m pipeline.overview --benchmark results/benchmark.csv --output results/figures
 """
@@ -68,7 +68,7 @@ def in_order(cells: pd.DataFrame) -> list[str]:
 
 
 def dots(panel: Axes, cells: pd.DataFrame, column: str, low: str | None = None, high: str | None = None) -> None:
-    """Draw ``column`` of each cell beside its method, tasks apart by colour and mark, with intervals if there are any."""
+    """Draw ``column`` of each cell beside its method, tasks apart by colour and mark, with intervals if it has any."""
     methods, tasks = in_order(cells), sorted(cells["task"].unique())
     looks = looks_of(tasks)
     offsets = dict(zip(tasks, np.linspace(0.27, -0.27, len(tasks)) if len(tasks) > 1 else [0.0], strict=True))

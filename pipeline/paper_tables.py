@@ -1,8 +1,8 @@
 r"""Rule: the tables of the source systems, each in its own form, published figures beside ours.
 
-What others published lies in ``published.yaml`` with its source; ours are read from ``results/benchmark.csv``. Each table
-becomes a CSV file, a Markdown page that says what differs, and a LaTeX table. A published figure that does not add up is
-marked with ``*``: those named in ``doubted``, and every speed-up that is not its tokens/s by its own baseline's.
+What others published lies in ``published.yaml`` with its source; ours are read from ``results/benchmark.csv``. Each
+table becomes a CSV file, a Markdown page that says what differs, and a LaTeX table. A published figure that does not
+add up is marked with ``*``: those named in ``doubted``, and every speed-up that is not its tokens/s by its baseline's.
 Example::
 
     python -m pipeline.paper_tables --benchmark results/benchmark.csv --output results/tables
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -26,12 +27,13 @@ from pipeline.registry import METHODS, TASKS
 from pipeline.schemas import benchmark
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
-OURS, THEIRS = "this run", "published"
+OURS, THEIRS, BOTH = "this run", "published", "both"
 NONE = "-"
 MARK = "*"
 LATENCY_TOKENS = 10
 # A ratio of figures with two decimals can be off by this much, and be right.
 ROUNDING = 0.012
+PUBLISHED_TASKS = {"gsm8k": "GSM8K", "cnn_dailymail": "CNN/DM", "wmt14": "WMT16"}
 OUROBOROS = {
     "Greedy": "autoregressive",
     "Speculative": "speculative",
@@ -135,6 +137,7 @@ def ouroboros(cells: pd.DataFrame) -> pd.DataFrame:
         algorithm=pd.Categorical(rows["method"].map(names), list(OUROBOROS), ordered=True),
         our_tokens_per_second=rows["tokens_per_second"],
         our_speedup=rows["speedup"],
+        task=rows["task"].replace(PUBLISHED_TASKS),
     ).sort_values(["task", "algorithm"])
     return rows[["task", "algorithm", "our_tokens_per_second", "our_speedup"]].astype({"algorithm": str})
 
@@ -147,7 +150,8 @@ def medusa(cells: pd.DataFrame) -> pd.DataFrame:
 
 def spec_bench(cells: pd.DataFrame) -> pd.DataFrame:
     """Return ours in Spec-Bench's form: speed-up by category, and mean accepted tokens."""
-    rows = cells[~cells["model"].isin(twin_models(cells)) & [METHODS[m].kind == "drafter" for m in cells["method"]]]
+    ours = cells["method"].map(lambda method: METHODS[method].kind == "drafter").astype(bool)
+    rows = cells[ours & ~cells["model"].isin(twin_models(cells))]
     categories = {"translation": "translation", "summarization": "summarization", "math": "mathematical_reasoning"}
     speed = rows.pivot_table(index=["model", "dtype", "method"], columns="group", values="speedup", aggfunc="mean")
     table = speed.rename(columns=categories).reindex(columns=[*categories.values(), "code"])
@@ -181,6 +185,13 @@ def paper_table(name: str, published: Published, table: pd.DataFrame) -> pd.Data
     """Return published rows, then ours, under one head; ``from`` says whose a row is."""
     form = FORMS[name]
     theirs, ours = published.frame(form.names), form.ours(well(table))
+    if len(form.names) > 1 and len(ours):  # ours stands in the line of theirs, if they have the task
+        joined = theirs.merge(ours, on=form.names, how="outer", indicator="from", sort=False)
+        whose = {"left_only": THEIRS, "right_only": OURS, "both": BOTH}
+        joined["from"] = joined["from"].astype(str).map(whose)
+        order = [*map(tuple, theirs[form.names].to_numpy()), *map(tuple, ours[form.names].to_numpy())]
+        places = [order.index(tuple(row)) for row in joined[form.names].to_numpy()]
+        return joined.iloc[np.argsort(places, kind="stable")].reset_index(drop=True)
     parts = [part.assign(**{"from": whose}) for part, whose in ((theirs, THEIRS), (ours, OURS)) if len(part)]
     if not parts:
         return pd.DataFrame(columns=[*form.names, "from", *published.columns])
@@ -209,9 +220,14 @@ def doubts(name: str, published: Published) -> list[tuple[int, str, str]]:
     return found
 
 
-def as_text(rows: pd.DataFrame, marked: list[tuple[int, str, str]]) -> pd.DataFrame:
+def as_text(rows: pd.DataFrame, published: Published, marked: list[tuple[int, str, str]]) -> pd.DataFrame:
     """Return the figures as they are printed; ``marked`` get their mark."""
     texts = rows.astype(object).map(shown)
+    for column in published.columns:  # as published, with all their digits and no more
+        texts[column] = [
+            f"{value:g}" if whose != OURS and isinstance(value, float | int) and not pd.isna(value) else text
+            for value, text, whose in zip(rows[column], texts[column], rows["from"], strict=True)
+        ]
     for index, column, _ in marked:
         texts.loc[index, column] += MARK
     return texts.loc[:, (texts != NONE).any()]
@@ -260,7 +276,7 @@ def main() -> None:
     table = benchmark.read(given.benchmark)
     for name, published in read_published().items():
         rows, marked = paper_table(name, published, table), doubts(name, published)
-        texts = as_text(rows, marked)
+        texts = as_text(rows, published, marked)
         atomic_write(given.output / f"{name}.csv", rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
         atomic_write(given.output / f"{name}.md", as_markdown(published, texts, marked))
         atomic_write(given.output / f"{name}.tex", as_latex(name, published, texts))

@@ -1,7 +1,7 @@
 r"""Rule: how many tokens a step emits, from the step traces of the cells: not only the mean, but the distribution.
 
-A method whose steps emit 1 or 6 tokens and one whose steps always emit 3 have the same mean and another use. Each bar is
-a method's decode steps over all its tasks, split by the tokens that they emitted. Example::
+A method whose steps emit 1 or 6 tokens and one whose steps always emit 3 have the same mean and another use. Each bar
+is a method's decode steps over all its tasks, split by the tokens that they emitted. Example::
 
     python -m pipeline.traces --cells results/cells/laptop/smollm2-135m/bfloat16/humaneval/medusa/0 ... \
         --output results/figures/tokens_per_step.png
@@ -13,13 +13,14 @@ import argparse
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pipeline.errors import UserError, command
 from pipeline.figures import save, without_windows
+from pipeline.registry import METHODS, find
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,11 +42,23 @@ def read_steps(cells: list[Path]) -> pd.DataFrame:
         path = cell / "records.jsonl"
         try:
             for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-                counts[model, method].update(json.loads(line)["method"]["tokens_by_step"])
+                counts[model, method].update(steps_of(method, json.loads(line)["method"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: {error!r}") from error
     rows = [(*name, tokens, steps) for name, counter in counts.items() for tokens, steps in counter.items()]
     return pd.DataFrame(rows, columns=["model", "method", "tokens", "steps"])
+
+
+def steps_of(method: str, run: dict[str, Any]) -> list[int]:
+    """Return the tokens of each decode step; of a model that generates in parallel, of each of its passes.
+
+    Such a model has no prefill of its own: its first passes are counted as what they emitted, the first one foremost.
+    """
+    steps = list(run["tokens_by_step"])
+    if find(method, METHODS, "method").kind != "generator":
+        return steps
+    first = [run["num_new_tokens"] - sum(steps), *[0] * (run["target_forwards"] - len(steps) - 1)]
+    return [*first, *steps]
 
 
 def shares(steps: pd.DataFrame) -> pd.DataFrame:
@@ -86,7 +99,7 @@ def figure_of(steps: pd.DataFrame) -> Figure:
         for height, mean in enumerate(rows["mean"]):
             panel.text(1.01, height, f"{mean:.2f}", va="center", fontsize=8)
         panel.set_yticks(range(len(rows)), [method for _, method in rows.index])
-        panel.set(title=str(model), xlim=(0, 1.08), xlabel="share of decode steps; at the right their mean")
+        panel.set(title=str(model), xlim=(0, 1.08), xlabel="share of decode steps, or of passes; their mean")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, title="tokens a step", loc="outside lower center", ncols=MOST + 1, frameon=False)
     sns.despine(figure, left=True)

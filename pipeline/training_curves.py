@@ -1,8 +1,8 @@
 r"""Rule: the learning curves of everything that was trained here: twins, generators, draft model, heads, mixer.
 
-A panel a folder of models: those of one twin learned the same pairs for the same number of steps. The losses of different
-kinds of models are not of one scale (a mixer's holds positions, diffusion's is weighted), so that only the form of curves
-compares across them. Example::
+A panel a folder of models: those of one twin learned the same pairs for the same number of steps. The losses of
+different kinds of models are not of one scale (a mixer's holds positions, diffusion's is weighted), so that only the
+form of curves compares across them. Example::
 
     python -m pipeline.training_curves --models results/models/verbalized-2m results/twins/verbalized-2m/shufflelm \
         --output results/figures/training.png
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def read_losses(folders: list[Path]) -> pd.DataFrame:
-    """Return ``loss.csv`` of each folder, with ``model`` and ``group``; a folder without one, which failed, has no rows.
+    """Return ``loss.csv`` of each folder, with ``model`` and ``group``; a folder that failed has no rows.
 
     Raises:
         UserError: a file is damaged.

@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))  # the code beside this Snakefile, also where another copy is installed
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -152,8 +154,8 @@ def last_failure(mark):
 
 
 def origin(entry, keys):
-    """The arguments that say where a model or a task comes from: ``--package P --file F --sha256 H``."""
-    given = [(key, getattr(entry, key, None)) for key in keys]
+    """What is set of ``keys`` as arguments, such as where a model comes from: ``--package P --file F --sha256 H``."""
+    given = [(key.replace("_", "-"), getattr(entry, key, None)) for key in keys]
     return [word for key, value in given if value is not None for word in (f"--{key}", str(value))]
 
 
@@ -201,6 +203,37 @@ def distilled(wildcards):
     return f"results/twins/{wildcards.twin}/distilled.jsonl" if GENERATORS[wildcards.generator].distilled else []
 
 
+def trained_records():
+    """The records of everything that is trained for the cells of this configuration, with a loss curve beside each."""
+    parts = {
+        part_record(model, part)
+        for model in SETTINGS.models
+        for method in SETTINGS.methods
+        for part in parts_of(model, method)
+        if not (part == "draft" and f"{model}.draft" in SETTINGS.drafts)
+    }
+    generators = {
+        part_record(twin, part)
+        for twin, settings in SETTINGS.twins.items()
+        for method in settings.methods
+        for part in parts_of(twin, method)
+    }
+    return sorted({*parts, *generators, *(f"results/models/{twin}/source.json" for twin in SETTINGS.twins)})
+
+
+def figure(name):
+    """A figure, which the report shows with its caption."""
+    return report(f"results/figures/{name}.png", caption=f"../captions/{name}.rst", category="3 Figures")
+
+
+def page(name, category):
+    """A page of the report; the captions of tables say what they are compared with."""
+    caption = name if name in ("report", "benchmark") else "paper_table"
+    return report(
+        f"results/pages/{name}.html", caption=f"../captions/{caption}.rst", category=category, labels={"page": name}
+    )
+
+
 def hold_lock():
     """Keep a second run out of this folder. The operating system lets go of the lock when this process ends, however."""
     Path(".snakemake").mkdir(exist_ok=True)
@@ -214,6 +247,9 @@ def hold_lock():
 
 SETTINGS = read_settings()
 PROFILE = SETTINGS.profile
+FIGURES = ["speed_quality", "speedup_by_task", "tokens_per_step", "time_per_step", "mbu", "memory", "training"]
+FIGURES += ["passes"] * bool(SETTINGS.twins)
+PAPER_TABLES = list(yaml.safe_load((ROOT / "pipeline/published.yaml").read_text(encoding="utf-8")))
 CELL = f"results/cells/{PROFILE}/{{model}}/{{dtype}}/{{task}}/{{method}}/{{seed}}"
 if "timed" not in workflow.global_resources:  # no profile is used
     workflow.register_resource("timed", 1)

@@ -25,6 +25,10 @@ import os, pathlib, sys, time
 if sys.argv[0] == "-m":  # run as python -m pipeline.<rule>
     rule, words = sys.orig_argv[2].rpartition(".")[2], sys.argv[1:]
     option = lambda name: pathlib.Path(words[words.index(name) + 1])
+    PAPER = ["shufflelm", "parallel_llm", "parallel_llm_training", "ouroboros", "medusa", "spec_bench"]
+    PAPER, FORMS = [*PAPER, "parallel_generators"], ["csv", "md", "tex"]
+    OVERVIEW = ["speedup_by_task", "time_per_step", "mbu", "memory"]
+    pages = lambda: map(pathlib.Path, words[words.index("--pages") + 1 : words.index("--output")])
     outputs = {
         "fetch": lambda: [option("--output") / "source.json"],
         "dataset": lambda: [option("--output") / "data.jsonl", option("--output") / "source.json"],
@@ -37,6 +41,10 @@ if sys.argv[0] == "-m":  # run as python -m pipeline.<rule>
         "train_draft": lambda: [option("--output") / "draft.json"],
         "train_heads": lambda: [option("--output") / "heads.json"],
         "train_mixer": lambda: [option("--output") / "mixer.json"],
+        "paper_tables": lambda: [option("--output") / f"{name}.{form}" for name in PAPER for form in FORMS],
+        "overview": lambda: [option("--output") / f"{name}.png" for name in OVERVIEW],
+        "pages": lambda: [option("--output") / f"{page.stem}.html" for page in pages()],
+        "gate": lambda: [pathlib.Path("gate.log")],
         "pairs": lambda: [option("--output") / "pairs.json"],
         "train": lambda: [option("--output") / f"{'source' if 'autoregressive' in words else 'generator'}.json"],
     }.get(rule, lambda: [option("--output")])()

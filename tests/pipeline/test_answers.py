@@ -43,7 +43,7 @@ def test_what_the_intervals_do_not_tell_apart_is_said() -> None:
         )
     )
     assert "- humaneval: `medusa`, 1.50 [1.42, 1.59], 1.65 tokens a step; not told apart from `recycling`." in page
-    assert "- docstrings: `lookahead`, 1.03 [0.98, 1.09], 1.13 tokens a step; its interval holds 1, so nothing" in page
+    assert "- docstrings: `lookahead`, 1.03 [0.98, 1.09], 1.13 tokens a step; no interval is above 1" in page
 
 
 def test_a_lossy_method_is_named_with_what_it_loses() -> None:
@@ -82,10 +82,8 @@ def test_parallel_generators_are_held_against_their_twin() -> None:
             generator("diffusion_1_passes", quality=70.0, speedup=5.0),
         )
     )
-    assert (
-        "- Fastest of all: `diffusion_1_passes`, 5.00 [4.75, 5.30]; in a batch 3.00, 1.0 passes a text, bleu 70.0 (-29.0, more"
-        in page
-    )
+    fastest = "`diffusion_1_passes`, 5.00 [4.75, 5.30]; in a batch 3.00, 1.0 passes a text, bleu 70.0 (-29.0, more"
+    assert f"- Fastest of all: {fastest}" in page
     assert "- Fastest with no loss that was shown: `shufflelm`, 2.00" in page
 
 

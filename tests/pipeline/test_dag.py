@@ -50,8 +50,10 @@ def test_fresh_plan_is_one_job_a_step(tmp_path: Path) -> None:
 
 
 def test_every_output_is_made_and_a_second_run_does_nothing(finished: Path) -> None:
-    for name in ("benchmark.csv", "provenance.json", "tables/benchmark.md", "figures/speed_quality.png"):
-        assert (finished / "results" / name).is_file()
+    made = ["benchmark.csv", "provenance.json", "report.md", "tables/benchmark.md", "tables/ouroboros.tex"]
+    figures = ["speed_quality", "speedup_by_task", "tokens_per_step", "time_per_step", "mbu", "memory", "training"]
+    for name in made + [f"figures/{figure}.png" for figure in figures]:
+        assert (finished / "results" / name).is_file(), name
     before = calls(finished)
     assert "Nothing to be done" in snakemake(finished)
     assert calls(finished) == before
@@ -72,7 +74,7 @@ def test_changed_option_runs_that_methods_cells_again(finished: Path) -> None:
     counts = plan(finished, "--config", "methods={prompt_lookup: {num_draft_tokens: 4}}")
     expected = {("prompt_lookup", task) for task in TASKS}
     assert cells_of(counts, "Timing") == cells_of(counts, "Scoring") == expected
-    assert counts["collect"] == 1
+    assert all(counts[rule] == 1 for rule in ("collect", "benchmark_table", "paper_tables", "answers", "overview"))
     assert counts["prepare"] == counts["fetch"] == counts["dataset"] == 0
 
 
@@ -133,6 +135,26 @@ def test_null_removes_a_method_and_a_task(finished: Path) -> None:
 def test_leave_to_run_code_concerns_only_the_tasks_that_run_it(finished: Path) -> None:
     counts = plan(finished, "--config", "allow_code_execution=false")
     assert cells_of(counts, "Scoring") == {(method, "humaneval") for method in METHODS}
+
+
+def test_the_gate_runs_whenever_it_is_asked_for_and_makes_a_reference_only_then(finished: Path) -> None:
+    for _ in range(2):
+        before = len(calls(finished))
+        assert "Comparing with results/reference/laptop.csv" in snakemake(finished, "gate")
+        assert [call[:2] for call in calls(finished)[before:]] == [["gate", "begin"], ["gate", "end"]]
+    assert "gate" not in plan(finished, "--forceall")
+    words = ("gate", "--dry-run", "--printshellcmds")
+    assert "--update" not in snakemake(finished, *words)
+    assert "--update" in snakemake(finished, *words, "--config", "update_reference=true")
+
+
+def test_the_report_is_one_page_with_every_figure_and_its_caption(finished: Path) -> None:
+    snakemake(finished, "--report", "report.html")
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    for word in ("1 Summary", "2 Tables", "3 Figures", "speedup_by_task.png", "memory.png", "ouroboros.html"):
+        assert word in page
+    assert "bootstrap" in page  # of a caption
+    assert not re.search(r"""<(?:script|link|img)[^>]+(?:src|href)=["']https?:""", page)
 
 
 def test_dag_picture_and_lint(tmp_path: Path) -> None:

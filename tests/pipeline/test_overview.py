@@ -19,7 +19,7 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from pipeline.errors import UserError
 from pipeline.overview import FIGURES, panels
 from pipeline.schemas import benchmark
-from pipeline.traces import figure_of, read_steps, shares
+from pipeline.traces import figure_of, read_steps, shares, steps_of
 from pipeline.training_curves import figure_of as training_figure
 from pipeline.training_curves import read_losses
 from tests.pipeline.benchmark_rows import METRIC, failed, row, table
@@ -98,6 +98,13 @@ def test_steps_are_counted_over_all_prompts(tmp_path: Path) -> None:
     assert table.loc[("m", "autoregressive"), 1] == 1
     (panel,) = figure_of(read_steps(cells)).axes
     assert [text.get_text() for text in panel.texts] == ["1.00", "4.25"]
+
+
+def test_the_first_pass_of_a_parallel_generator_is_a_step_of_its_own() -> None:
+    run = {"tokens_by_step": [2], "num_new_tokens": 9, "target_forwards": 3}
+    assert steps_of("diffusion", run) == [7, 0, 2]
+    assert steps_of("shufflelm", {"tokens_by_step": [], "num_new_tokens": 9, "target_forwards": 1}) == [9]
+    assert steps_of("shufflelm_draft", run) == [2]
 
 
 def test_damaged_records_are_named(tmp_path: Path) -> None:
