@@ -7,6 +7,9 @@
 # `snakemake --lint` asks for a conda environment or a container for each rule and has no other complaint. There is one
 # environment for all rules, the locked one that Snakemake itself runs in: timings need one set of libraries.
 
+report: "pipeline/captions/workflow.rst"
+
+
 include: "pipeline/rules/common.smk"
 include: "pipeline/rules/models.smk"
 include: "pipeline/rules/tasks.smk"

@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import UserError, command
-from pipeline.pooling import Change, pooled_change
+from pipeline.pooling import Change, interval_errors, pooled_change
 from pipeline.schemas import benchmark
 
 Verdict = Literal["regression", "improvement", "note"]
@@ -200,7 +200,7 @@ def speed_change(cells: pd.DataFrame) -> Change | None:
     known = cells.dropna(subset=[f"speedup_{end}{when}" for end in ("low", "high") for when in ("", "_before")])
     if known.empty:
         return None
-    errors = [np.log(known[f"speedup_high{when}"] / known[f"speedup_low{when}"]) / 3.92 for when in ("", "_before")]
+    errors = [interval_errors(known[f"speedup_low{when}"], known[f"speedup_high{when}"]) for when in ("", "_before")]
     return pooled_change(np.log(known["speedup"] / known["speedup_before"]), np.hypot(*errors))
 
 

@@ -27,6 +27,12 @@ class Change(NamedTuple):
     high: float
 
 
+def interval_errors(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return the standard errors of the logarithms of ratios, from the ends of their 95 % intervals."""
+    errors: np.ndarray = np.log(np.asarray(high, dtype=float) / np.asarray(low, dtype=float)) / (2 * 1.96)
+    return errors
+
+
 def pooled_change(log_ratios: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndarray) -> Change:
     """Return the mean change over several cells.
 
