@@ -247,6 +247,7 @@ def hold_lock():
 
 SETTINGS = read_settings()
 PROFILE = SETTINGS.profile
+TRAINING_THREADS = max(1, workflow.cores // 2)
 FIGURES = ["speed_quality", "speedup_by_task", "tokens_per_step", "time_per_step", "mbu", "memory", "training"]
 FIGURES += ["passes"] * bool(SETTINGS.twins)
 PAPER_TABLES = list(yaml.safe_load((ROOT / "pipeline/published.yaml").read_text(encoding="utf-8")))

@@ -1,5 +1,6 @@
 # What methods need beside the target: a draft model, Medusa heads and a mixer, trained on text that the target itself writes.
-# They take all cores and the clock's resource: beside a timed cell they would slow it down.
+# A timed cell takes all cores, so none of this ever runs beside one. Writing text takes all cores too; trainings go two at a
+# time, half of the cores each: steps this small gain little from more threads.
 EMBEDDED_SOURCES = [task.source for task in TASKS.values() if "embedded" in task.origins]
 PART = f"results/parts/{{model}}/{SETTINGS.training.name}"
 
@@ -111,9 +112,8 @@ rule train_draft:
         epochs=SETTINGS.training.draft.epochs,
         shortlist_size=SETTINGS.training.draft.shortlist_size,
         seed=SETTINGS.training.seed,
-    threads: workflow.cores
-    resources:
-        timed=1,
+    threads: TRAINING_THREADS
+    priority: 1
     log:
         f"results/logs/train_draft/{{model}}/{SETTINGS.training.name}.log",
     message:
@@ -143,9 +143,8 @@ rule train_heads:
         epochs=SETTINGS.training.heads.epochs,
         shortlist_size=SETTINGS.training.heads.shortlist_size,
         seed=SETTINGS.training.seed,
-    threads: workflow.cores
-    resources:
-        timed=1,
+    threads: TRAINING_THREADS
+    priority: 1
     log:
         f"results/logs/train_heads/{{model}}/{SETTINGS.training.name}.log",
     message:
@@ -178,9 +177,8 @@ rule train_mixer:
             for word in (f"--{name.replace('_', '-')}", str(value))
         ],
         seed=SETTINGS.training.seed,
-    threads: workflow.cores
-    resources:
-        timed=1,
+    threads: TRAINING_THREADS
+    priority: 1
     log:
         f"results/logs/train_mixer/{{model}}/{SETTINGS.training.name}.log",
     message:

@@ -33,7 +33,7 @@ rule pairs:
 
 
 rule train_twin:
-    """Train the autoregressive model that the parallel generators are held against. It takes all cores.
+    """Train the autoregressive model that the parallel generators are held against.
 
     python -m pipeline.train --generator autoregressive --pairs results/twins/verbalized/pairs --backbone '{"hidden_size": 192}'
         --steps 600 --batch-size 64 --learning-rate 0.002 --seed 0 --output results/models/verbalized
@@ -50,9 +50,8 @@ rule train_twin:
         backbone=backbone,
         recipe=recipe,
         folder=subpath(output.source, parent=True),
-    threads: workflow.cores
-    resources:
-        timed=1,
+    threads: TRAINING_THREADS
+    priority: 1
     log:
         "results/logs/train/{twin}/autoregressive.log",
     message:
@@ -109,9 +108,8 @@ rule train_generator:
         options=lambda wildcards: generator_options(wildcards.twin, wildcards.generator),
         recipe=recipe,
         folder=subpath(output.record, parent=True),
-    threads: workflow.cores
-    resources:
-        timed=1,
+    threads: TRAINING_THREADS
+    priority: 1
     log:
         "results/logs/train/{twin}/{generator}.log",
     message:
