@@ -16,7 +16,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from decoding import Sampling
+from decoding import Sampling, TargetModel
 from pipeline import dataset
 from pipeline.errors import UserError
 from pipeline.generators import GENERATORS
@@ -112,6 +112,14 @@ def test_likelihoods_are_those_of_lm_evals_hf(plain: Any, theirs: Any, length: i
     mine, hf = (lm.loglikelihood(asked("loglikelihood", *pairs), disable_tqdm=True) for lm in (plain, theirs))
     assert [greedy for _, greedy in mine] == [greedy for _, greedy in hf]
     assert [value for value, _ in mine] == pytest.approx([value for value, _ in hf], rel=1e-4)
+
+
+def test_likelihoods_are_the_same_where_there_is_no_compiler(folder: Path, plain: Any) -> None:
+    eager = ours(folder)
+    eager.runner.target = TargetModel.from_pretrained(folder, engine="eager")
+    requests = asked("loglikelihood", (words(2 * BLOCK - 20), f" {words(30)}"), (words(4), " w3"))
+    mine, native = (lm.loglikelihood(requests, disable_tqdm=True) for lm in (eager, plain))
+    assert [value for value, _ in mine] == pytest.approx([value for value, _ in native], rel=1e-4)
 
 
 @pytest.mark.parametrize("length", [1, 30, 2 * CONTEXT + 7])
