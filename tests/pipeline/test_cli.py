@@ -1,4 +1,4 @@
-"""``python -m pipeline``: what it lists, shows and compares, and how it tells a mistake."""
+"""``python -m pipeline``: what it lists, shows and compares."""
 
 from __future__ import annotations
 
@@ -6,68 +6,21 @@ import io
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from decoding import SpeculativeDecoder, TargetModel
-from pipeline import __main__ as command_line
-from pipeline.cli import comparing
 from pipeline.cli.choices import models_of, read_profile
 from pipeline.generators import GENERATORS
 from pipeline.registry import METHODS, TASKS, import_target
-from shuffle.diffusion.config import DiffusionConfig
-from shuffle.diffusion.model import DiffusionTransformer
-from tests.decoding.tiny import SHAPE
-from tests.pipeline.standins import requests, save_parts, save_target
+from tests.pipeline.conftest import Run
+from tests.pipeline.standins import requests
 
 ROOT = Path(__file__).resolve().parents[2]
 IDS = requests(1)[0]["prompt_ids"]
 PROMPT = " ".join(f"w{token}" for token in IDS)
 PLAIN = ["--dtype=float32", "--device=cpu", "--num-threads=1", "--max-new-tokens=30"]
-Run = Callable[..., int]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line in this process; return its exit status."""
-    # The lock is the machine's, and a test times nothing.
-    monkeypatch.setattr(comparing, "machine_lock", nullcontext)
-
-    def run_it(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        return int(ended.value.code or 0)
-
-    return run_it
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which the DAG has made the default profile's model and its parts: stand-ins of them."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "results/models").mkdir(parents=True)
-    save_target(folder / "results/models/smollm2-135m")
-    (folder / "results/models/smollm2-135m/source.json").write_text("{}")
-    parts = folder / "results/parts/smollm2-135m/default"
-    parts.mkdir(parents=True)
-    save_parts(parts)
-    save_target(folder / "results/models/verbalized-2m")
-    (folder / "results/models/verbalized-2m/source.json").write_text("{}")
-    diffusion = folder / "results/twins/verbalized-2m/diffusion"
-    shape = {name: SHAPE[name] for name in ("vocab_size", "hidden_size", "eos_token_id")}
-    DiffusionTransformer(DiffusionConfig(**shape, num_layers=2, num_heads=4)).save_pretrained(diffusion)
-    (diffusion / "generator.json").write_text("{}")
-    return folder
-
-
-@pytest.fixture
-def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(home)
-    return home
 
 
 @pytest.fixture(scope="module")
@@ -218,80 +171,6 @@ def test_where_two_methods_part_is_told(
         r"first at prompt \d, new token \d+, where the target's two best logits are [\d.e-]+ apart", lines[4]
     )
     assert lines[5].endswith(", 3 prompts")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["list", "mehods"], r"list: unknown 'mehods'; did you mean 'methods'\?"),
-        (["list", "models", "--profile", "laptp"], r"config: no file .*; did you mean 'laptop.yaml'\?"),
-        (["generat"], r"no such command 'generat'.*'generate'.*"),
-        (["generate", "--metod", "x"], r"no such option: --metod .*--method.*"),
-        (["generate"], r"prompt: give a text, - for standard input, or --file"),
-        (["generate", "w3", "--file", "x"], r"prompt: .*, not both"),
-        (["generate", ""], r"prompt: is empty"),
-        (["generate", "w3", "-m", "prompt_lokup"], r"unknown method 'prompt_lokup'; did you mean 'prompt_lookup'\?"),
-        (["generate", "w3", "-o", "max_ngrm=3"], r"methods.prompt_lookup.max_ngrm = 3: .*; did you mean 'max_ngram'\?"),
-        (["generate", "w3", "-o", "max_ngram=0"], r"methods.prompt_lookup.max_ngram = 0: .*"),
-        (["generate", "w3", "-o", "max_ngram"], r"option: 'max_ngram' is not NAME=VALUE"),
-        (["generate", "w3", "--model", "smolm2"], r"model: 'smolm2' is no folder .*; did you mean 'smollm2-135m'\?"),
-        (["generate", "w3", "-m", "diffusion"], r"method 'diffusion' runs on a twin, which 'smollm2-135m' is not; .*"),
-        (["generate", "w3", "-m", "medusa", "--part", "head=x"], r"part: .* takes no 'head'; did you mean 'heads'\?"),
-        (["generate", "w3", "-m", "medusa", "--part", "heads"], r"part: 'heads' is not NAME=FOLDER"),
-        (["generate", "w3", "--dtype", "bf16"], r"dtype: unknown 'bf16'; did you mean 'bfloat16'\?"),
-        (["generate", "w3", "--device", "gpu"], r"device: unknown 'gpu'; did you mean 'cpu'\?"),
-        (["generate", "w3", "--top-p", "2"], r"top_p must be above 0 and at most 1, not 2.0"),
-        (["generate", "w3", "--max-new-tokens", "0"], r"invalid value for '--max-new-tokens': .*"),
-        (["generate", "w3", "--max-new-tokens", "900"], r"prompt: has 1 tokens; .* more than the 512 .*"),
-        (["generate", "w3", "--chat"], r"chat: .* has no chat template; use --no-chat"),
-        (["compare", "autoregressive"], r"missing argument 'B'"),
-        (["compare", "autoregressive", "medsa", "w3"], r"unknown method 'medsa'; did you mean 'medusa'\?"),
-        (["compare", "medusa", "medusa", "w3", "--part", "draft=x"], r"part: neither method takes 'draft'; .*"),
-        (["compare", "medusa", "recycling", "--file", "nowhere"], r"No such file or directory \(nowhere\)"),
-    ],
-)
-def test_a_mistake_is_one_line_and_status_2(
-    run: Run, at_home: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], line: str
-) -> None:
-    assert run(*arguments) == 2
-    shown = capsys.readouterr()
-    assert re.fullmatch(f"error: {line}\n", shown.err)
-    assert not shown.out
-
-
-def test_what_is_not_there_is_told_with_the_command_that_gets_it(
-    run: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run("generate", "w3") == 2
-    assert capsys.readouterr().err.endswith("snakemake --cores all results/models/smollm2-135m/source.json\n")
-    assert run("generate", "w3", "--profile", "smoke") == 2
-    assert capsys.readouterr().err.endswith("/source.json --config profile=smoke\n")
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results/models").symlink_to(home / "results/models")
-    assert run("generate", "w3", "-m", "medusa") == 2
-    told = capsys.readouterr().err
-    assert "snakemake --cores all results/parts/smollm2-135m/default/heads/heads.json" in told
-    assert "--part heads=FOLDER" in told
-    model = str(home / "results/models/smollm2-135m")
-    assert run("generate", "w3", "-m", "medusa", "--model", model) == 2
-    assert "needs --part heads=FOLDER" in capsys.readouterr().err
-
-
-def test_a_part_that_could_not_be_made_is_told_as_its_rule_wrote_it(
-    run: Run, at_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "heads.json").write_text('{"error": "no text to learn from"}')
-    assert run("generate", "w3", "-m", "medusa", f"--part=heads={tmp_path}", *PLAIN) == 2
-    assert capsys.readouterr().err == "error: no text to learn from\n"
-
-
-def test_ctrl_c_is_status_130(run: Run, at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(SpeculativeDecoder, "generate", interrupted)
-    assert run("generate", PROMPT, *PLAIN) == 130
 
 
 @pytest.mark.parametrize("command", [[], ["list"], ["generate"], ["compare"]])
