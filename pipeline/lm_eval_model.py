@@ -75,7 +75,7 @@ class ShuffleBenchLM(HFLM):  # type: ignore[misc]
 
     def __init__(
         self,
-        pretrained: str | Path,
+        pretrained: str | Path | None = None,
         method: str = "autoregressive",
         dtype: str = "auto",
         device: str = "auto",
@@ -86,6 +86,8 @@ class ShuffleBenchLM(HFLM):  # type: ignore[misc]
         **more: Any,
     ) -> None:
         inherited, self.parts, self.options = sort_out(method, more)
+        if pretrained is None:
+            raise UserError("model_args: needs pretrained=FOLDER")
         self.method, self.generations = method, list[Generation]()
         self._generates: dict[Sampling, Generates] = {}
         if str(batch_size) != "1":
@@ -226,8 +228,17 @@ def sampling_of(asked: Mapping[str, Any], defaults: GenerationConfig) -> Samplin
 
 
 def run_command(arguments: Sequence[str]) -> None:
-    """Run lm-eval's own command line, which knows ``shufflebench`` now that this module is imported."""
+    """Run lm-eval's own command line, which knows ``shufflebench`` now that this module is imported.
+
+    Raises:
+        UserError: there is no such task; what else is wrong with its own arguments it tells in its own way.
+    """
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv = ["lm-eval", *arguments]  # where it looks for them
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        raise UserError(f"{error}; see: python -m pipeline lm-eval ls tasks, or give --include_path") from None

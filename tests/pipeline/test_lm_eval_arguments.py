@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import GenerationConfig
 
 from decoding import Sampling
 from pipeline.errors import UserError
-from pipeline.lm_eval_model import ShuffleBenchLM, sampling_of
+from pipeline.lm_eval_model import ShuffleBenchLM, run_command, sampling_of
 from tests.pipeline.standins import save_target
 
 
@@ -72,6 +73,29 @@ def test_what_no_method_does_is_refused_in_one_line(asked_for: dict[str, Any], l
 def test_a_wrong_argument_is_told_in_one_line(folder: Path, arguments: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError, match=f"^{line}$"):
         ShuffleBenchLM(pretrained=str(folder), **arguments)
+
+
+def test_what_is_not_given_is_told_in_one_line_and_a_wrong_name_of_it_first() -> None:
+    with pytest.raises(UserError, match=r"^model_args: needs pretrained=FOLDER$"):
+        ShuffleBenchLM()
+    with pytest.raises(UserError, match=r"^model_args: pretraind = 'x': .*; did you mean 'pretrained'\?$"):
+        ShuffleBenchLM(pretraind="x")
+
+
+def test_a_task_that_lm_eval_does_not_find_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_lm_eval(message: str) -> None:
+        def fails() -> None:
+            raise ValueError(message)
+
+        monkeypatch.setattr("lm_eval.__main__.cli_evaluate", fails)
+
+    monkeypatch.setattr(sys, "argv", [])  # so that it is put back
+    of_lm_eval("Tasks not found: gsm9k")
+    with pytest.raises(UserError, match=r"^Tasks not found: gsm9k; see: [^\n]*$"):
+        run_command(["--tasks", "gsm9k"])
+    of_lm_eval("something else")
+    with pytest.raises(ValueError, match=r"^something else$"):
+        run_command([])
 
 
 def test_a_folder_that_is_no_model_is_told_in_one_line(tmp_path: Path) -> None:
