@@ -16,7 +16,7 @@ Example::
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -30,6 +30,8 @@ from decoding.target import TargetModel
 from decoding.trace import Generation, Step
 from decoding.tree import CandidateTree
 from decoding.verify import Verdict, verify
+
+OnStep = Callable[[Sequence[int]], None]  # is told the new tokens of a step
 
 
 class Drafter(Protocol):
@@ -102,8 +104,11 @@ class SpeculativeDecoder:
         max_new_tokens: int,
         stop: StopStrings = NO_STRINGS,
         generator: torch.Generator | None = None,
+        on_step: OnStep | None = None,
     ) -> Generation:
         """Generate until an end token, a stop string or the limit.
+
+        ``on_step`` is told the tokens of prefill and of each step as they become text; no time is counted meanwhile.
 
         Raises:
             ValueError: the prompt is empty, or it and the limit do not fit the target's context.
@@ -123,9 +128,14 @@ class SpeculativeDecoder:
         context, steps = [*prompt_ids, verdict.bonus], []
         cut = ending.check([verdict.bonus], start=0)
         ttft_s = time.perf_counter() - started
+        if on_step:
+            on_step([verdict.bonus])
         while not cut.ended and cut.kept < max_new_tokens:
+            shown = len(prompt_ids) + cut.kept
             step, cut = self._step(cache, context, len(prompt_ids), ending, generator)
             steps.append(step)
+            if on_step:
+                on_step(context[shown : shown + step.emitted])
         output = tuple(context[len(prompt_ids) : len(prompt_ids) + cut.kept])
         return Generation(
             output,

@@ -57,7 +57,9 @@ def test_libraries_neither_print_nor_read_the_environment(module: str) -> None:
         assert not (isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"})
 
 
-@pytest.mark.parametrize("module", ["config", "registry", "sources", "collect", "tables", "figures"])
+@pytest.mark.parametrize(
+    "module", ["config", "registry", "sources", "collect", "tables", "figures", "__main__", "cli.listing"]
+)
 def test_stays_without_torch(module: str) -> None:
     code = f"import sys, pipeline.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

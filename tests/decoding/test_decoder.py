@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,6 +89,30 @@ def test_counters_add_up(model: torch.nn.Module, target: TargetModel) -> None:
     assert generation.tokens_per_step == pytest.approx((generation.num_new_tokens - 1) / len(steps))
     assert generation.total_s == pytest.approx(generation.ttft_s + sum(step.total_s for step in steps))
     assert all(0 <= step.draft_s <= step.total_s for step in steps)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 40])
+def test_who_watches_sees_the_text_step_by_step_and_changes_nothing(
+    model: torch.nn.Module, target: TargetModel, limit: int
+) -> None:
+    truth = greedy_of(model, PROMPTS[0], 40)
+    alone = SpeculativeDecoder(target, RandomTrees(truth)).generate(PROMPTS[0], max_new_tokens=limit)
+    seen: list[tuple[int, ...]] = []
+    watched = SpeculativeDecoder(target, RandomTrees(truth)).generate(
+        PROMPTS[0], max_new_tokens=limit, on_step=lambda ids: seen.append(tuple(ids))
+    )
+    assert watched.output_ids == alone.output_ids == tuple(token for ids in seen for token in ids)
+    assert [len(ids) for ids in seen] == [1, *(step.emitted for step in watched.steps)]
+    assert [step.emitted for step in watched.steps] == [step.emitted for step in alone.steps]
+
+
+def test_no_time_is_counted_while_somebody_watches(model: torch.nn.Module, target: TargetModel) -> None:
+    started = time.perf_counter()
+    generation = SpeculativeDecoder(target, AutoregressiveDrafter()).generate(
+        PROMPTS[0], max_new_tokens=5, on_step=lambda ids: time.sleep(0.05)
+    )
+    elapsed = time.perf_counter() - started
+    assert generation.total_s <= elapsed - 0.05 * (1 + len(generation.steps))
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
