@@ -157,6 +157,12 @@ def origin(entry, keys):
     return [word for key, value in given if value is not None for word in (f"--{key}", str(value))]
 
 
+def device_map_flags(wildcards):
+    """The cards that a model is spread over, as an argument; a twin is small."""
+    device_map = getattr(SETTINGS.models.get(wildcards.model), "device_map", None)
+    return ["--device-map", device_map] if device_map else []
+
+
 def cells(pattern):
     """``pattern`` for each cell of the configuration: each model with each task, and each twin with its own."""
     grids = [(model, settings.dtypes, SETTINGS.tasks) for model, settings in SETTINGS.models.items()]
