@@ -30,7 +30,7 @@ rule generate:
         device=SETTINGS.device,
         device_map=device_map_flags,
         num_threads=SETTINGS.num_threads,
-        work=f"{CELL}/run",
+        work=lambda wildcards, output: f"{Path(output.cell).parent}/run",
     threads: workflow.cores
     resources:
         timed=1,

@@ -83,8 +83,9 @@ def parts_of(model, method):
     return METHODS[method].parts_with(methods_of(model)[method])
 
 
-def flags_of_parts(model, parts):
-    folders = [f"{part}={Path(part_record(model, part)).parent}" for part in parts]
+def flags_of_parts(parts, records):
+    """Parts as arguments, each in the folder of its record: an input, which may have come from a storage."""
+    folders = [f"{part}={Path(record).parent}" for part, record in zip(parts, records)]
     return [word for folder in folders for word in ("--part", folder)]
 
 
@@ -101,9 +102,9 @@ def records_of(model, parts):
     return records + [f"{folder}/overlap/{PROFILE}.json"] * trained
 
 
-def part_flags(wildcards):
+def part_flags(wildcards, input):
     """The parts of a cell as arguments: ``--part draft=FOLDER``."""
-    return flags_of_parts(wildcards.model, parts_of(wildcards.model, wildcards.method))
+    return flags_of_parts(parts_of(wildcards.model, wildcards.method), input.parts)
 
 
 def dataset_sources(wildcards):

@@ -59,7 +59,7 @@ rule compare:
         methods=compared(),
         options=json.dumps({name: SETTINGS.methods[name] for name in compared()}, sort_keys=True),
         definitions=[METHODS[name].definition for name in compared()],
-        parts=lambda wildcards: flags_of_parts(wildcards.model, compared_parts()),
+        parts=lambda wildcards, input: flags_of_parts(compared_parts(), input.parts),
         device=SETTINGS.device,
         device_map=device_map_flags,
         num_threads=SETTINGS.num_threads,
