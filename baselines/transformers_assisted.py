@@ -42,6 +42,7 @@ class TransformersAssisted(TransformersGreedy):
         end_token_ids: tokens that end a text.
         num_assistant_tokens: most draft tokens a step.
         assistant_confidence_threshold: a draft ends behind a token with less probability; 0 is off.
+        attention: of both models; see :class:`TransformersGreedy`.
 
     Raises:
         ValueError: an option is out of range.
@@ -56,6 +57,7 @@ class TransformersAssisted(TransformersGreedy):
         assistant: PreTrainedModel,
         num_assistant_tokens: int = 5,
         assistant_confidence_threshold: float = 0.0,
+        attention: str = "sdpa",
     ) -> None:
         if num_assistant_tokens < 1:
             raise ValueError(f"num_assistant_tokens must be 1 or more, not {num_assistant_tokens}")
@@ -63,8 +65,10 @@ class TransformersAssisted(TransformersGreedy):
             raise ValueError(
                 f"assistant_confidence_threshold must be between 0 and 1, not {assistant_confidence_threshold}"
             )
-        super().__init__(model, sampling, end_token_ids)
+        super().__init__(model, sampling, end_token_ids, attention)
         self.assistant = assistant
+        if attention != "sdpa":
+            assistant.set_attn_implementation(attention)
         self.num_assistant_tokens = num_assistant_tokens
         self.assistant_confidence_threshold = assistant_confidence_threshold
         self._num_draft_forwards = 0

@@ -51,12 +51,20 @@ class _StepClock(StoppingCriteria):
         return torch.tensor([self.cut.ended], device=input_ids.device)
 
 
-def load_model(folder: str | Path, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
-    """Load a local folder with safetensors weights."""
+def load_model(
+    folder: str | Path, dtype: torch.dtype, device: str | torch.device, device_map: str | None = None
+) -> PreTrainedModel:
+    """Load a local folder with safetensors weights; ``device_map`` is transformers' own, in place of ``device``."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        device_map=device_map,
     )
-    model.to(torch.device(device))  # type: ignore[arg-type]
+    if device_map is None:
+        model.to(torch.device(device))  # type: ignore[arg-type]
     return model
 
 
@@ -67,10 +75,19 @@ class TransformersGreedy:
         model: any causal language model of transformers.
         sampling: greedy by default.
         end_token_ids: tokens that end a text.
+        attention: transformers' back end; flash_attention_2 where the package flash-attn is installed.
     """
 
-    def __init__(self, model: PreTrainedModel, sampling: Sampling = GREEDY, end_token_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sampling: Sampling = GREEDY,
+        end_token_ids: Sequence[int] = (),
+        attention: str = "sdpa",
+    ) -> None:
         self.model, self.sampling, self.end_token_ids = model, sampling, frozenset(end_token_ids)
+        if attention != "sdpa":  # what it is loaded with
+            model.set_attn_implementation(attention)
         model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             eos_token_id=list(self.end_token_ids) or None, pad_token_id=min(self.end_token_ids, default=0)
         )
@@ -84,11 +101,12 @@ class TransformersGreedy:
         *,
         dtype: torch.dtype,
         device: str | torch.device = "cpu",
+        device_map: str | None = None,
         sampling: Sampling = GREEDY,
         **options: Any,
     ) -> Self:
         """Load a local folder with safetensors weights; ``options`` go to the constructor."""
-        model = load_model(folder, dtype, device)
+        model = load_model(folder, dtype, device, device_map)
         return cls(model, sampling, end_tokens(Path(folder), model.config), **options)
 
     @property
@@ -168,6 +186,7 @@ class TransformersPromptLookup(TransformersGreedy):
     Args:
         prompt_lookup_num_tokens: most draft tokens a step.
         max_matching_ngram_size: longest n-gram that is looked up.
+        attention: see :class:`TransformersGreedy`.
     """
 
     def __init__(
@@ -177,8 +196,9 @@ class TransformersPromptLookup(TransformersGreedy):
         end_token_ids: Sequence[int] = (),
         prompt_lookup_num_tokens: int = 10,
         max_matching_ngram_size: int = 2,
+        attention: str = "sdpa",
     ) -> None:
-        super().__init__(model, sampling, end_token_ids)
+        super().__init__(model, sampling, end_token_ids, attention)
         self.prompt_lookup_num_tokens = prompt_lookup_num_tokens
         self.max_matching_ngram_size = max_matching_ngram_size
 

@@ -14,6 +14,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +24,17 @@ from torch import Tensor
 class KVCache:
     """Keys and values of one sequence, ``[layers, 2, kv_heads, capacity, head_dim]``.
 
+    Args:
+        num_layers: layers of the model.
+        num_kv_heads: key and value heads of a layer.
+        head_dim: width of a head.
+        capacity: rows.
+        dtype: type of keys and values.
+        device: where they are.
+        places: the device of each layer, where a model is spread over several.
+
     Attributes:
+        buffers: one for each run of layers on a device.
         length: number of committed tokens; the rows behind them are candidates or free.
     """
 
@@ -36,21 +47,36 @@ class KVCache:
         capacity: int,
         dtype: torch.dtype,
         device: torch.device,
+        places: Sequence[torch.device] = (),
     ) -> None:
+        shape = (2, num_kv_heads, capacity, head_dim)
         # Zeros, not empty: a masked row still enters attention with weight 0, and 0 x NaN is NaN.
-        self.buffer = torch.zeros(num_layers, 2, num_kv_heads, capacity, head_dim, dtype=dtype, device=device)
-        self.layers = [(layer[0], layer[1]) for layer in self.buffer]
+        self.buffers = [
+            torch.zeros(len(list(run)), *shape, dtype=dtype, device=place)
+            for place, run in groupby(places or [device] * num_layers)
+        ]
+        self.layers = [(layer[0], layer[1]) for buffer in self.buffers for layer in buffer]
         self.length = 0
+
+    @property
+    def buffer(self) -> Float[Tensor, "layers 2 kv capacity hd"]:
+        """The one buffer of all layers.
+
+        Raises:
+            ValueError: they are on several devices.
+        """
+        (buffer,) = self.buffers
+        return buffer
 
     @property
     def capacity(self) -> int:
         """Number of rows, committed, candidate and free."""
-        return self.buffer.shape[3]
+        return self.buffers[0].shape[3]
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one committed token occupies, and that each later forward pass reads."""
-        return self.buffer[:, :, :, 0].numel() * self.buffer.element_size()
+        return sum(buffer[:, :, :, 0].numel() * buffer.element_size() for buffer in self.buffers)
 
     def clear(self) -> None:
         """Forget everything; the old rows are masked and later overwritten."""
@@ -99,6 +125,8 @@ class KVCache:
     def keep(self, path: Sequence[int]) -> None:
         """Commit the nodes of ``path`` (indices of the last forward's rows, root first) and forget the others."""
         if list(path) != list(range(len(path))):
-            source = torch.tensor([self.length + node for node in path], device=self.buffer.device)
-            self.buffer[:, :, :, self.length : self.length + len(path)] = self.buffer.index_select(3, source)
+            source = torch.tensor([self.length + node for node in path])
+            for buffer in self.buffers:
+                rows = buffer.index_select(3, source.to(buffer.device))
+                buffer[:, :, :, self.length : self.length + len(path)] = rows
         self.length += len(path)

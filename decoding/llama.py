@@ -16,7 +16,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,11 @@ class LlamaWeights:
         return int(self.config.num_key_value_heads)
 
     @property
+    def places(self) -> list[torch.device]:
+        """The device of each layer."""
+        return [layer.input_norm.device for layer in self.layers]
+
+    @property
     def head_dim(self) -> int:
         """Width of one head."""
         return head_dim_of(self.config)
@@ -91,10 +96,12 @@ class LlamaWeights:
         dtype: torch.dtype,
         device: torch.device,
         make_linear: MakeLinear = make_linear,
+        places: Sequence[torch.device] = (),
     ) -> LlamaWeights:
         """Read the checkpoint's tensors with ``read(name)``, which returns None for a tensor that it does not have.
 
-        ``make_linear`` lays a weight and its bias out for the engine that will read them.
+        ``make_linear`` lays a weight and its bias out for the engine that will read them. ``places`` are the devices of
+        the layers, where not all are on ``device``: see :mod:`decoding.placement`.
 
         Raises:
             ValueError: the model is not of the Llama family, needs what this forward pass lacks, or misses a tensor.
@@ -102,7 +109,11 @@ class LlamaWeights:
         check_supported(config)
         reader = _Reader(read, dtype, device, make_linear)
         embedding = reader.tensor("model.embed_tokens.weight")
-        layers = tuple(_load_layer(reader, f"model.layers.{i}.") for i in range(config.num_hidden_layers))
+        layers = tuple(
+            _load_layer(reader.on(place), f"model.layers.{i}.")
+            for i, place in enumerate(places or [device] * config.num_hidden_layers)
+        )
+        reader.on(device)
         norm = reader.tensor("model.norm.weight")
         tied = config.tie_word_embeddings
         head = reader.lay_out(embedding, None) if tied else reader.linear("lm_head")
@@ -153,6 +164,11 @@ class _Reader:
     def __init__(self, read: ReadTensor, dtype: torch.dtype, device: torch.device, make_linear: MakeLinear) -> None:
         self.read, self.dtype, self.device, self.make_linear = read, dtype, device, make_linear
         self.bytes_read = 0
+
+    def on(self, device: torch.device) -> _Reader:
+        """Put what is read from now on on ``device``."""
+        self.device = device
+        return self
 
     def optional(self, name: str) -> Tensor | None:
         tensor = self.read(name)
@@ -222,13 +238,16 @@ def forward(
     x = F.embedding(tokens, weights.embedding)
     cosine, sine = weights.cosine[positions], weights.sine[positions]
     for index, layer in enumerate(weights.layers):
+        if x.device != layer.input_norm.device:  # a model that is spread over several: on to the next one
+            x, cosine, sine = (tensor.to(layer.input_norm.device) for tensor in (x, cosine, sine))
+            mask = None if mask is None else mask.to(x.device)
         h = F.rms_norm(x, (x.shape[-1],), layer.input_norm, eps)
         attended = _attention(weights, layer, index, h, cosine, sine, cache, mask, rows)
         x = layer.output.add(attended, x)
         h = F.rms_norm(x, (x.shape[-1],), layer.mlp_norm, eps)
         gate, up = layer.gate_up(h).chunk(2, dim=-1)
         x = layer.down.add(F.silu(gate).mul_(up), x)
-    return F.rms_norm(x, (x.shape[-1],), weights.norm, eps)
+    return F.rms_norm(x.to(weights.norm.device), (x.shape[-1],), weights.norm, eps)
 
 
 def _attention(

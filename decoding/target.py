@@ -39,6 +39,7 @@ from decoding.cache import KVCache
 from decoding.llama import LlamaWeights, ReadTensor, forward
 from decoding.loading import end_tokens, layout_for, open_tensors
 from decoding.native import Int8Linear, NativeEngine, NativeLinear
+from decoding.placement import spread
 from decoding.tree import CandidateTree
 
 
@@ -73,6 +74,7 @@ class TargetModel:
     Attributes:
         native: the compiled engine, where it runs.
         weight_type: what the weights are kept in where that is not ``dtype``: int8 or None.
+        places: the device of each layer, where they are on several; else empty.
     """
 
     def __init__(
@@ -91,7 +93,8 @@ class TargetModel:
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
         self.weight_type = "int8" if isinstance(weights.head, Int8Linear) else None
-        can_capture = self.native is None and self.device.type in graphs.DEVICE_TYPES
+        self.places = weights.places if len(set(weights.places)) > 1 else []
+        can_capture = self.native is None and self.device.type in graphs.DEVICE_TYPES and not self.places
         self._graphs = graphs.DecodeGraphs(weights) if can_capture else None
 
     @classmethod
@@ -104,11 +107,13 @@ class TargetModel:
         decode_width: int | str | None = "default",
         engine: str = "auto",
         weights: str | None = None,
+        devices: Sequence[torch.device] = (),
     ) -> TargetModel:
         """Load a local folder in the Hugging Face layout with safetensors weights.
 
         ``engine`` is native, eager, or auto: native where it can be. ``weights`` is int8, computed in bfloat16 by the
-        native engine alone, or None for those of ``dtype``; the embeddings stay in ``dtype``.
+        native engine alone, or None for those of ``dtype``; the embeddings stay in ``dtype``. ``devices`` are those
+        that the layers are spread over (:mod:`decoding.placement`), ``device`` the first of them.
 
         Raises:
             FileNotFoundError: there are no safetensors in the folder.
@@ -126,6 +131,7 @@ class TargetModel:
                 engine=engine,
                 weights=weights,
                 end_token_ids=end_tokens(folder, config),
+                devices=devices,
             )
         target.folder = folder
         return target
@@ -142,11 +148,14 @@ class TargetModel:
         engine: str = "auto",
         weights: str | None = None,
         end_token_ids: Sequence[int] = (),
+        devices: Sequence[torch.device] = (),
     ) -> TargetModel:
         """Lay out the tensors that ``read(name)`` returns, as :meth:`from_pretrained` does those of a folder."""
         device = torch.device(device)
-        make = layout_for(engine, weights, config, dtype, device)
-        loaded = LlamaWeights.load(config, read, dtype, device, make)
+        # The compiled engine reads one memory.
+        make = layout_for("eager" if len(devices) > 1 else engine, weights, config, dtype, device)
+        places = spread(config, devices) if len(devices) > 1 else ()
+        loaded = LlamaWeights.load(config, read, dtype, devices[0] if places else device, make, places)
         width = default_decode_width(dtype, device) if decode_width == "default" else decode_width
         if isinstance(loaded.head, NativeLinear):
             width = None  # no row depends on another: padding would change nothing
@@ -194,6 +203,7 @@ class TargetModel:
             capacity=capacity,
             dtype=self.dtype,
             device=self.device,
+            places=self.places,
         )
 
     @torch.inference_mode()

@@ -62,8 +62,9 @@ class Draw:
 
 @cache
 def shared_model(folder: Path) -> TargetModel:
-    """Load a model once in bfloat16, for all who ask for it in this process."""
-    return TargetModel.from_pretrained(folder, dtype=torch.bfloat16)
+    """Load a model once in bfloat16, for all who ask for it in this process; on a GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TargetModel.from_pretrained(folder, dtype=torch.bfloat16, device=device)
 
 
 def choose(logits: Float[Tensor, "rows vocabulary"], draw: Draw, generator: torch.Generator | None) -> list[int]:
@@ -73,8 +74,9 @@ def choose(logits: Float[Tensor, "rows vocabulary"], draw: Draw, generator: torc
     top = most_likely(logits / draw.temperature, NUCLEUS_WITHIN)
     probabilities = top.log_probabilities.exp()
     outside = probabilities.cumsum(-1) - probabilities >= draw.top_p
-    drawn = torch.multinomial(probabilities.masked_fill(outside, 0.0), 1, generator=generator)
-    ids: list[int] = top.ids.gather(-1, drawn)[:, 0].tolist()
+    # On the host, where the generator draws.
+    drawn = torch.multinomial(probabilities.masked_fill(outside, 0.0).cpu(), 1, generator=generator)
+    ids: list[int] = top.ids.cpu().gather(-1, drawn)[:, 0].tolist()
     return ids
 
 

@@ -29,6 +29,7 @@ from pipeline.cell_summary import summary_of
 from pipeline.clock import MemoryMeter, measure_limits, quiet, settle
 from pipeline.divergence import top2_margin
 from pipeline.methods import Generates, build_decoder, build_generator, build_peer, keeps_state, unlearned
+from pipeline.power import Reading, meter_of, summed
 from pipeline.precision import precision_of
 from pipeline.record import Journal, Record, run_record
 from pipeline.registry import METHODS, find
@@ -55,6 +56,7 @@ class CellSpec:
     num_threads: int
     output: Path
     parts: dict[str, Path]
+    device_map: str | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -85,11 +87,13 @@ class Bench:
     def __init__(self, spec: CellSpec, requests: Sequence[Record]) -> None:
         self.spec = spec
         self.device = choose_device(spec.device)
+        self.devices = devices_for(self.device, spec.device_map)
         self.num_threads = spec.num_threads or available_cores()
         torch.set_num_threads(self.num_threads)
         self.precision = precision_of(spec.dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(spec.model_dir, local_files_only=True, trust_remote_code=False)
-        self.meter = MemoryMeter(self.device)
+        self.meter = MemoryMeter(*self.devices)
+        self.power = meter_of(self.devices)
         self.sampling = Sampling(**spec.sampling)
         floor = self.meter.resident()
         if METHODS[spec.method].kind != "drafter":
@@ -114,7 +118,8 @@ class Bench:
         where: dict[str, Any] = {"precision": self.precision, "device": self.device}
         if METHODS[spec.method].kind == "generator":
             return build_generator(spec.method, spec.options, spec.parts, **where)
-        return build_peer(spec.method, spec.options, spec.model_dir, spec.parts, sampling=self.sampling, **where)
+        where |= {"sampling": self.sampling, "device_map": spec.device_map}
+        return build_peer(spec.method, spec.options, spec.model_dir, spec.parts, **where)
 
     def load_target(self) -> TargetModel:
         """Load the target model that the baseline, and a drafter, run on."""
@@ -123,6 +128,7 @@ class Bench:
             dtype=self.precision.arithmetic,
             device=self.device,
             weights=self.precision.weights,
+            devices=self.devices,
         )
 
     def warm_up(self, generates: Generates, requests: Sequence[Record]) -> None:
@@ -166,16 +172,17 @@ class Bench:
             with unlearned(generates):
                 self.run(generates, request, 2)
         trials: dict[str, list[Generation]] = {"method": [], "baseline": []}
-        peak_bytes = 0
+        peak_bytes, drawn = 0, []
         for repeat in range(self.spec.repeats):
             first = (request["prompt_id"] + repeat) % 2
             is_last = repeat == self.spec.repeats - 1
             for name, generates in (turn[first], turn[1 - first]):
                 with nullcontext() if is_last else unlearned(generates):
-                    generation, bytes_above = self.timed(generates, request)
+                    generation, bytes_above, reading = self.timed(generates, request)
                 trials[name].append(generation)
                 if name == "method":
                     peak_bytes = max(peak_bytes, bytes_above)
+                    drawn.append(reading)
         text = self.decode(trials["method"][0].output_ids, skip_special_tokens=True)
         return {
             "prompt_id": request["prompt_id"],
@@ -184,15 +191,16 @@ class Bench:
             "method": run_record(trials["method"]),
             "baseline": run_record(trials["baseline"]),
             "peak_memory_bytes": self.method_bytes + peak_bytes,
+            "power": summed(drawn),
         }
 
-    def timed(self, generates: Generates, request: Record) -> tuple[Generation, int]:
-        """Return one timed run, and how far its peak memory was above what was in use before."""
+    def timed(self, generates: Generates, request: Record) -> tuple[Generation, int, Reading]:
+        """Return one timed run, how far its peak memory was above what was in use before, and what it drew."""
         resident = self.meter.resident()
-        with quiet(self.device):
+        with self.power.reading() as reading, quiet(self.device):
             self.meter.reset_peak()
             generation = self.run(generates, request)
-        return generation, self.meter.peak() - resident
+        return generation, self.meter.peak() - resident, reading
 
     def margins(self, records: Sequence[Record], requests: Sequence[Record]) -> list[dict[str, Any]]:
         """Return where ids differ from the baseline's, with the target's top-2 logit margin there."""
@@ -222,6 +230,19 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def devices_for(device: torch.device, device_map: str | None) -> list[torch.device]:
+    """Return the devices of a model: all visible cards where it is to be spread (``device_map`` auto), else the one.
+
+    Raises:
+        ValueError: it is to be spread over what is no card.
+    """
+    if device_map is None:
+        return [device]
+    if device.type != "cuda":
+        raise ValueError(f"device_map {device_map!r} spreads a model over graphics cards; this one runs on {device}")
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
 
 
 def run_cell(

@@ -20,6 +20,7 @@ from pipeline.clock import measure_limits
 from pipeline.files import sha256_of, sha256_of_all
 from pipeline.machine import describe_machine, git_state, package_versions
 from pipeline.methods import Generates
+from pipeline.power import figures as power_figures
 from pipeline.record import Record
 from pipeline.registry import METHODS
 from pipeline.summary import summarise
@@ -54,6 +55,8 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
         "device": bench.device.type,
         "hardware": hardware_name(bench.device),
         "num_threads": bench.num_threads,
+        **({"cards": len(bench.devices)} if bench.device.type == "cuda" else {}),
+        **drawn(records, spec.repeats),
         **figures_of(bench, records, requests, model, part_bytes),
         "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
         "weight_bytes": model.weights.weight_bytes,
@@ -67,6 +70,12 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
         "divergences": bench.margins(records, requests) if bench.sampling.is_greedy and kind != "generator" else [],
         **how_measured(spec),
     }
+
+
+def drawn(records: list[Record], repeats: int) -> dict[str, float]:
+    """Return power, clock and energy a token of the method's timed runs, where the card told of every one."""
+    num_tokens = repeats * sum(record["method"]["num_new_tokens"] for record in records)
+    return power_figures([record.get("power", {}) for record in records], num_tokens)
 
 
 def figures_of(

@@ -4,6 +4,10 @@ What makes a time comparable: nothing else is timed on the machine (:func:`machi
 quiet and the device idle when it starts (:func:`quiet`). The limits are measured in the same process, since a shared
 machine's speed drifts.
 
+Times are the host's on a GPU too, and need no CUDA events: drafting ends with token ids on the host, and so does
+verification, so each has waited for the device when its time is read. What events would leave out, the host's own
+work between the kernels, is part of what a method costs.
+
 Example::
 
     with machine_lock():
@@ -146,32 +150,35 @@ def _best_s(run: Callable[[], object], device: torch.device, queued: int, trials
 class MemoryMeter:
     """Peak memory of a call: the allocator's on CUDA, else the process's resident set.
 
+    Where a model is spread over several cards their peaks are added up, at most a little more than there was at once.
+
     Linux keeps the resident set's own high-water mark and lets a process reset it, so no peak between two looks is
     missed. Elsewhere the resident set is read at the end of a call, which misses what was freed before.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *further: torch.device) -> None:
+        self.device, self.cards = device, (device, *further)
         self._process = psutil.Process()
         self._can_reset = sys.platform == "linux" and os.access("/proc/self/clear_refs", os.W_OK)
 
     def resident(self) -> int:
         """Bytes in use now."""
         if self.device.type == "cuda":
-            return torch.cuda.memory_allocated(self.device)
+            return sum(torch.cuda.memory_allocated(card) for card in self.cards)
         return int(self._process.memory_info().rss)
 
     def reset_peak(self) -> None:
         """Forget the peak so far."""
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+            for card in self.cards:
+                torch.cuda.reset_peak_memory_stats(card)
         elif self._can_reset:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
     def peak(self) -> int:
         """Most bytes in use since the last reset."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+            return sum(torch.cuda.max_memory_allocated(card) for card in self.cards)
         if self._can_reset:
             status = Path("/proc/self/status").read_text(encoding="ascii")
             return 1024 * int(status.split("VmHWM:")[1].split()[0])

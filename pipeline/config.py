@@ -112,6 +112,14 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _only_cards_share_a_model(self) -> Settings:
+        for name, model in self.models.items():
+            if model.device_map and self.device == "cpu":
+                given = f"device_map {model.device_map!r}"
+                raise ValueError(f"models.{name}: {given} spreads it over graphics cards, but device is 'cpu'")
+        return self
+
+    @model_validator(mode="after")
     def _drafts_have_names_of_their_own(self) -> Settings:
         for name in self.models.keys() & self.drafts.keys():
             raise ValueError(f"models.{name}: the draft model of {name.removesuffix('.draft')!r} has this name")

@@ -95,7 +95,10 @@ class DraftSettings(Section):
 
 
 class ModelSettings(Section):
-    """Where a model comes from (one of ``package``, ``hub``, ``path``) and the precisions it is run in."""
+    """Where a model comes from (one of ``package``, ``hub``, ``path``) and the precisions it is run in.
+
+    ``device_map: auto`` spreads its layers over all graphics cards of the machine, where one cannot hold it.
+    """
 
     package: Package | None = None
     file: str | None = None
@@ -105,6 +108,13 @@ class ModelSettings(Section):
     path: Place | None = None
     dtypes: Annotated[list[Dtype], Field(min_length=1), Differing]
     draft: DraftSettings | None = None
+    device_map: Literal["auto"] | None = None
+
+    @model_validator(mode="after")
+    def _cards_can_read_it(self) -> ModelSettings:
+        if self.device_map and "int8" in self.dtypes:
+            raise ValueError(f"device_map {self.device_map!r} is of no use for dtype 'int8', which runs on a processor")
+        return self
 
     @model_validator(mode="after")
     def _has_one_source(self) -> ModelSettings:

@@ -57,6 +57,7 @@ class Comparison:
     options: Mapping[str, Mapping[str, Any]]
     parts: Mapping[str, Path]
     num_threads: int = 0
+    device_map: str | None = None
 
     def parts_of(self, method: str) -> dict[str, Path]:
         """Return the folders of the parts that ``method`` needs.
@@ -101,7 +102,7 @@ class Runner:
         from transformers import AutoTokenizer
 
         from decoding import Sampling, TargetModel
-        from pipeline.cell import available_cores, choose_device
+        from pipeline.cell import available_cores, choose_device, devices_for
         from pipeline.precision import precision_of
         from pipeline.prefilled import prefill_once
 
@@ -116,6 +117,7 @@ class Runner:
             dtype=self.precision.arithmetic,
             device=self.device,
             weights=self.precision.weights,
+            devices=devices_for(self.device, comparison.device_map),
         )
         prefill_once(self.target)
 
@@ -131,6 +133,7 @@ class Runner:
             precision=self.precision,
             device=self.device,
             sampling=self.sampling,
+            device_map=self.comparison.device_map,
         )
 
     def run(self, generates: Any, request: Record) -> list[int]:
@@ -248,6 +251,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model-dir", type=Path, help="model folder")
     parser.add_argument("--dtype", default="float32", help=" | ".join(DTYPES))
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    parser.add_argument("--device-map", choices=("auto",), help="auto: spread the model over all graphics cards")
     parser.add_argument("--num-threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--requests", type=Path, nargs="+", default=[], help="of pipeline.prepare: TASK.jsonl")
     parser.add_argument("--prompts", type=int, help="take the first so many of each file; default: all")
@@ -273,8 +277,8 @@ def main() -> None:
     methods = arguments.methods or lossless_drafters(parts, arguments.options)
     for name in methods:
         find(name, METHODS, "method")
-    place = (arguments.dtype, arguments.device)
-    comparison = Comparison(arguments.model_dir, *place, arguments.options, parts, arguments.num_threads)
+    where, given = (arguments.dtype, arguments.device), (arguments.options, parts)
+    comparison = Comparison(arguments.model_dir, *where, *given, arguments.num_threads, arguments.device_map)
     try:
         records = compare(comparison, methods, numbered(arguments.requests, arguments.prompts), arguments.output)
     except ValueError as error:  # an option out of range, a part that is another model's

@@ -7,8 +7,10 @@ Example::
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,21 @@ def atomic_write(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` in UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for one process, of all machines that share it; the file system lets go of it however it ends.
+
+    Where the file system has no locks between machines, this says so and goes on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            print(f"{folder} cannot be locked ({error.strerror}): see that no other run works on it", file=sys.stderr)
+        yield
 
 
 def sha256_of(path: Path) -> str:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.arguments import json_object
 from pipeline.errors import UserError, command, nearest
-from pipeline.files import atomic_write, sha256_of
+from pipeline.files import atomic_write, folder_lock, sha256_of
 from pipeline.machine import describe_machine, package_versions
 from pipeline.parts import checked_parts, error_of, files_of, part_argument
 from pipeline.registry import METHODS
@@ -60,6 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=1, help="timed trials a prompt, an odd number")
     parser.add_argument("--warmup-prompts", type=int, default=1)
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    parser.add_argument("--device-map", choices=("auto",), help="auto: spread the model over all graphics cards")
     parser.add_argument("--num-threads", type=int, default=0, help="0: all cores")
     parser.add_argument(
         "--part",
@@ -132,9 +133,9 @@ def work(arguments: argparse.Namespace) -> None:
     if not (spec.model_dir / "config.json").is_file():
         raise UserError(f"model-dir: {str(spec.model_dir)!r} is no model folder; run pipeline.fetch first")
     fingerprint = fingerprint_of(spec)
-    with machine_lock():
+    with folder_lock(spec.output), machine_lock():
         if is_finished(spec.output, fingerprint):
-            return  # by a process that held the machine before this one, left over from a run that was killed
+            return  # by a process that was at it before this one, left over from a run that was killed
         try:
             with Journal(spec.output / JOURNAL, fingerprint) as journal:
                 records, summary = run_cell(spec, requests, journal, parent)

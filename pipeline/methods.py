@@ -72,8 +72,11 @@ def build_peer(
     precision: Precision,
     device: torch.device,
     sampling: Sampling,
+    device_map: str | None = None,
 ) -> Generates:
     """Return another library's own generation, loaded from ``model_dir``; parts are arguments by their names.
+
+    ``device_map`` is transformers' own: over which cards it spreads the model.
 
     Raises:
         ValueError: the weights are to be in int8, which is our engine's own layout.
@@ -81,8 +84,9 @@ def build_peer(
     if precision.weights is not None:
         raise ValueError(f"{method} runs on transformers, which cannot run our weights in {precision.weights}")
     entry = find(method, METHODS, "method")
+    where = {"device": device, "device_map": device_map}
     peer: Generates = import_target(entry.target).from_pretrained(
-        model_dir, dtype=precision.arithmetic, device=device, sampling=sampling, **parts, **options, **entry.fixed
+        model_dir, dtype=precision.arithmetic, **where, sampling=sampling, **parts, **options, **entry.fixed
     )
     return peer
 

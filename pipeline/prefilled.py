@@ -19,7 +19,7 @@ from decoding.target import TreeOutput
 
 class _Prefilled(NamedTuple):
     prompt: tuple[int, ...]
-    rows: Tensor
+    rows: list[Tensor]  # of each of the cache's buffers
     output: TreeOutput
 
 
@@ -33,10 +33,12 @@ def prefill_once(target: TargetModel) -> None:
         prompt = tuple(prompt_ids)
         if last is None or last.prompt != prompt:
             output = read(cache, prompt_ids)
-            last = _Prefilled(prompt, cache.buffer[:, :, :, : len(prompt)].clone(), output)
+            rows = [buffer[:, :, :, : len(prompt)].clone() for buffer in cache.buffers]
+            last = _Prefilled(prompt, rows, output)
             return output
         cache.check_room(len(prompt))
-        cache.buffer[:, :, :, : len(prompt)] = last.rows
+        for buffer, kept in zip(cache.buffers, last.rows, strict=True):
+            buffer[:, :, :, : len(prompt)] = kept
         cache.keep(range(len(prompt)))
         return last.output
 

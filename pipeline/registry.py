@@ -79,6 +79,7 @@ OUROBOROS: Mapping[str, Any] = {
     "seed": NonNegativeInt,
 }
 
+ATTENTION: Mapping[str, Any] = {"attention": Literal["sdpa", "eager", "flash_attention_2"]}  # of transformers' own
 RECYCLING: Mapping[str, Any] = {
     "num_nodes": PositiveInt,
     "top_k": PositiveInt,
@@ -168,18 +169,20 @@ METHODS: Mapping[str, Method] = {
         parts=("mixer",),
         acceptance="shuffle.fasterdecodemixer.generator:AcceptAll",
     ),
-    "hf_greedy": Method("baselines.transformers_generate:TransformersGreedy", lossless=True, kind="peer"),
+    "hf_greedy": Method(
+        "baselines.transformers_generate:TransformersGreedy", lossless=True, kind="peer", options=ATTENTION
+    ),
     "hf_prompt_lookup": Method(
         "baselines.transformers_generate:TransformersPromptLookup",
         lossless=True,
         kind="peer",
-        options={"prompt_lookup_num_tokens": PositiveInt, "max_matching_ngram_size": PositiveInt},
+        options={"prompt_lookup_num_tokens": PositiveInt, "max_matching_ngram_size": PositiveInt, **ATTENTION},
     ),
     "hf_assisted": Method(
         "baselines.transformers_assisted:TransformersAssisted",
         lossless=True,
         kind="peer",
-        options={"num_assistant_tokens": PositiveInt, "assistant_confidence_threshold": Share},
+        options={"num_assistant_tokens": PositiveInt, "assistant_confidence_threshold": Share, **ATTENTION},
         parts=("draft",),
     ),
     **PARALLEL_METHODS,

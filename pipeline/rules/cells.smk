@@ -28,8 +28,9 @@ rule generate:
         repeats=SETTINGS.repeats,
         warmup_prompts=SETTINGS.warmup_prompts,
         device=SETTINGS.device,
+        device_map=device_map_flags,
         num_threads=SETTINGS.num_threads,
-        work=f"{CELL}/run",
+        work=lambda wildcards, output: f"{Path(output.cell).parent}/run",
     threads: workflow.cores
     resources:
         timed=1,
@@ -42,7 +43,7 @@ rule generate:
         " --method {wildcards.method:q} --options {params.options:q} --task {wildcards.task:q}"
         " --requests {input.requests:q} --seed {wildcards.seed} --sampling {params.sampling:q}"
         " --repeats {params.repeats} --warmup-prompts {params.warmup_prompts} --device {params.device:q}"
-        " --num-threads {params.num_threads} {params.parts:q} --output {params.work:q} 2> >(tee {log:q} >&2)"
+        " {params.device_map:q} --num-threads {params.num_threads} {params.parts:q} --output {params.work:q} 2> >(tee {log:q} >&2)"
         "; ln -f {params.work:q}/records.jsonl {output.records:q}; ln -f {params.work:q}/cell.json {output.cell:q}"
 
 

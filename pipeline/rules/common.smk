@@ -85,8 +85,9 @@ def parts_of(model, method):
     return METHODS[method].parts_with(methods_of(model)[method])
 
 
-def flags_of_parts(model, parts):
-    folders = [f"{part}={Path(part_record(model, part)).parent}" for part in parts]
+def flags_of_parts(parts, records):
+    """Parts as arguments, each in the folder of its record: an input, which may have come from a storage."""
+    folders = [f"{part}={Path(record).parent}" for part, record in zip(parts, records)]
     return [word for folder in folders for word in ("--part", folder)]
 
 
@@ -103,9 +104,9 @@ def records_of(model, parts):
     return records + [f"{folder}/overlap/{PROFILE}.json"] * trained
 
 
-def part_flags(wildcards):
+def part_flags(wildcards, input):
     """The parts of a cell as arguments: ``--part draft=FOLDER``."""
-    return flags_of_parts(wildcards.model, parts_of(wildcards.model, wildcards.method))
+    return flags_of_parts(parts_of(wildcards.model, wildcards.method), input.parts)
 
 
 def dataset_sources(wildcards):
@@ -157,6 +158,12 @@ def origin(entry, keys):
     """What is set of ``keys`` as arguments, such as where a model comes from: ``--package P --file F --sha256 H``."""
     given = [(key.replace("_", "-"), getattr(entry, key, None)) for key in keys]
     return [word for key, value in given if value is not None for word in (f"--{key}", str(value))]
+
+
+def device_map_flags(wildcards):
+    """The cards that a model is spread over, as an argument; a twin is small."""
+    device_map = getattr(SETTINGS.models.get(wildcards.model), "device_map", None)
+    return ["--device-map", device_map] if device_map else []
 
 
 def cells(pattern):

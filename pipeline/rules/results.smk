@@ -5,23 +5,26 @@ rule collect:
         --output results/benchmark.csv --provenance results/provenance.json
     """
     input:
-        cells(f"{CELL}/cell.json"),
-        cells(f"{CELL}/score.json"),
-        expand("results/tasks/{task}/source.json", task=asked_tasks()),
-        expand("results/models/{model}/source.json", model=[*SETTINGS.models, *SETTINGS.twins]),
+        cells=cells(f"{CELL}/cell.json"),
+        scores=cells(f"{CELL}/score.json"),
+        tasks=expand("results/tasks/{task}/source.json", task=asked_tasks()),
+        models=expand("results/models/{model}/source.json", model=[*SETTINGS.models, *SETTINGS.twins]),
         sources=sources_of("pipeline.collect"),
     output:
         benchmark="results/benchmark.csv",
         provenance="results/provenance.json",
     params:
-        cells=cells(CELL),
+        cells=lambda wildcards, input: [str(Path(cell).parent) for cell in input.cells],
+        tasks=lambda wildcards, input: str(Path(input.tasks[0]).parents[1]),
+        models=lambda wildcards, input: str(Path(input.models[0]).parents[1]),
         profile=SETTINGS.profile,
     log:
         "results/logs/collect.log",
     message:
         "Collecting {output.benchmark}"
     shell:
-        "python -m pipeline.collect --cells {params.cells:q} --profile {params.profile:q} --output {output.benchmark:q}"
+        "python -m pipeline.collect --cells {params.cells:q} --profile {params.profile:q} --tasks-dir {params.tasks:q}"
+        " --models-dir {params.models:q} --output {output.benchmark:q}"
         " --provenance {output.provenance:q} 2> >(tee {log:q} >&2)"
 
 
