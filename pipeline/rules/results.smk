@@ -148,7 +148,7 @@ rule traces:
     output:
         figure("tokens_per_step"),
     params:
-        cells=cells(CELL),
+        cells=lambda wildcards, input: [str(Path(record).parent) for record in input.records],
     log:
         "results/logs/traces.log",
     message:
@@ -169,7 +169,7 @@ rule training_curves:
     output:
         figure("training"),
     params:
-        models=[str(Path(record).parent) for record in trained_records()],
+        models=lambda wildcards, input: [str(Path(record).parent) for record in input.records],
     log:
         "results/logs/training_curves.log",
     message:
