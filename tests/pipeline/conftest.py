@@ -43,7 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "results/models").mkdir(parents=True)
     save_target(folder / "results/models/smollm2-135m")
     (folder / "results/models/smollm2-135m/source.json").write_text("{}")
-    parts = folder / "results/parts/smollm2-135m/default"
+    parts = folder / "results/parts/smollm2-135m/laptop"
     parts.mkdir(parents=True)
     save_parts(parts)
     save_target(folder / "results/models/verbalized-2m")

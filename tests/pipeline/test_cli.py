@@ -71,7 +71,7 @@ def test_the_places_of_models_and_parts_are_those_of_the_rules() -> None:
     ):
         assert place in rules
     models = models_of(read_profile("laptop"))
-    assert str(models["smollm2-135m"].parts["draft"]) == "results/parts/smollm2-135m/default/draft/draft.json"
+    assert str(models["smollm2-135m"].parts["draft"]) == "results/parts/smollm2-135m/laptop/draft/draft.json"
     assert str(models["verbalized-2m"].parts["diffusion"]) == "results/twins/verbalized-2m/diffusion/generator.json"
 
 

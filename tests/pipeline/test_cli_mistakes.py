@@ -65,7 +65,7 @@ def test_what_is_not_there_is_told_with_the_command_that_gets_it(
     (tmp_path / "results/models").symlink_to(home / "results/models")
     assert run("generate", "w3", "-m", "medusa") == 2
     told = capsys.readouterr().err
-    assert "snakemake --cores all results/parts/smollm2-135m/default/heads/heads.json" in told
+    assert "snakemake --cores all results/parts/smollm2-135m/laptop/heads/heads.json" in told
     assert "--part heads=FOLDER" in told
     model = str(home / "results/models/smollm2-135m")
     assert run("generate", "w3", "-m", "medusa", "--model", model) == 2
