@@ -20,7 +20,7 @@ benchmark gate: $(VENV)/complete
 ifneq ($(and $(PROFILE),$(filter -C --config --config=%,$(ARGS))),)
 	@echo "error: with --config in ARGS, name the profile there: ARGS='--config profile=$(PROFILE) ...'" >&2; exit 2
 endif
-	$(RUN) snakemake --cores all $(filter gate,$@) $(ARGS) $(if $(PROFILE),--config profile=$(PROFILE))
+	$(RUN) snakemake --cores all $(if $(filter gate,$@),gate )$(ARGS) $(if $(PROFILE),--config profile=$(PROFILE))
 
 # One core a process: the tests run beside each other, and torch would otherwise start as many threads in each.
 test: $(VENV)/complete
