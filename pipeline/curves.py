@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipeline.errors import command
-from pipeline.figures import Looks, draw_command, looks_of
+from pipeline.figures import Looks, draw_command, looks_of, words_alone
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,9 +47,7 @@ def curves(table: pd.DataFrame) -> Figure:
     rows = points(table)
     sns.set_theme(style="whitegrid", context="notebook", font_scale=0.85)
     if rows.empty:
-        figure = plt.figure(figsize=(6, 1))
-        figure.text(0.5, 0.5, "no cell of a model that generates in parallel ended well", ha="center")
-        return figure
+        return words_alone("no cell of a model that generates in parallel ended well")
     twins = list(rows.groupby(["task", "model", "dtype"], sort=True))
     looks = looks_of(sorted(rows["family"].unique()))
     figure, axes = plt.subplots(

@@ -184,6 +184,15 @@ def draw_command(description: str | None, draw: Callable[[pd.DataFrame], Figure]
     save(draw(benchmark.read(arguments.benchmark)), arguments.output)
 
 
+def words_alone(words: str) -> Figure:
+    """Return a figure of one line of text, where there is nothing to draw."""
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(6, 1))
+    figure.text(0.5, 0.5, words, ha="center")
+    return figure
+
+
 def without_windows() -> None:
     """Draw to files alone: no window system is asked for, also where there is one."""
     import matplotlib

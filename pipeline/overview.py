@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import command
-from pipeline.figures import looks_of, save, without_windows
+from pipeline.figures import looks_of, save, without_windows, words_alone
 from pipeline.schemas import benchmark
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def panels(table: pd.DataFrame, draw: Draw, label: str, note: str = "") -> Figur
     good = table[table["status"] == "ok"]
     groups = [(name, cells) for name, cells in good.groupby(PANEL, sort=True)]
     if not groups:
-        figure = plt.figure(figsize=(6, 1))
-        figure.text(0.5, 0.5, "no cell ended well", ha="center")
-        return figure
+        return words_alone("no cell ended well")
     heights = [HEIGHT * cells["method"].nunique() + 1.0 for _, cells in groups]
     figure, axes = plt.subplots(
         len(groups), 1, figsize=(8.5, sum(heights) + 0.4), height_ratios=heights, squeeze=False, layout="constrained"

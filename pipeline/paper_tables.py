@@ -22,7 +22,6 @@ import yaml
 
 from pipeline.errors import command
 from pipeline.files import atomic_write
-from pipeline.parallel import PARALLEL_METHODS
 from pipeline.registry import METHODS, TASKS
 from pipeline.schemas import benchmark
 
@@ -105,7 +104,7 @@ def system_of(rows: pd.DataFrame) -> pd.Series:
 def shufflelm(cells: pd.DataFrame) -> pd.DataFrame:
     """Return ours for ShuffleLM's table: the generators, the mixer, and what both are held against."""
     rows = by_method(cells)
-    twins = set(cells.loc[cells["method"].isin(PARALLEL_METHODS), "model"])
+    twins = twin_models(cells)
     wanted = rows["method"].str.startswith(("shufflelm", "fasterdecodemixer")) | (rows["method"] == "autoregressive")
     rows = rows[wanted].sort_values("model", key=lambda names: ~names.isin(twins), kind="stable")
     rows = rows.assign(system=system_of(rows), memory_gb=rows["peak"] / 1e9)

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import UserError, command
-from pipeline.figures import save, without_windows
+from pipeline.figures import save, without_windows, words_alone
 from pipeline.registry import METHODS, find
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ def figure_of(steps: pd.DataFrame) -> Figure:
 
     sns.set_theme(style="white", context="notebook", font_scale=0.8)
     if steps.empty:
-        figure = plt.figure(figsize=(6, 1))
-        figure.text(0.5, 0.5, "no cell has a decode step", ha="center")
-        return figure
+        return words_alone("no cell has a decode step")
     table = shares(steps)
     tokens = [column for column in table.columns if column != "mean"]
     colours = dict(zip(range(MOST + 1), sns.color_palette("viridis_r", MOST + 1), strict=True))

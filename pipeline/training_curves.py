@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipeline.errors import UserError, command
-from pipeline.figures import looks_of, save, without_windows
+from pipeline.figures import looks_of, save, without_windows, words_alone
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,9 +53,7 @@ def figure_of(losses: pd.DataFrame) -> Figure:
 
     sns.set_theme(style="whitegrid", context="notebook", font_scale=0.8)
     if losses.empty:
-        figure = plt.figure(figsize=(6, 1))
-        figure.text(0.5, 0.5, "nothing was trained", ha="center")
-        return figure
+        return words_alone("nothing was trained")
     groups = list(losses.groupby("group", sort=True))
     figure, axes = plt.subplots(1, len(groups), figsize=(6.0 * len(groups), 4.2), squeeze=False, layout="constrained")
     for panel, (group, rows) in zip(axes[0], groups, strict=True):
