@@ -91,7 +91,7 @@ def _complaint(wrong: pd.Series) -> str:
     found = f"{wrong['column']} is {str(wrong['failure_case'])!r}"
     if pd.isna(wrong["check_number"]):
         return f"{found}, not of type {COLUMNS[wrong['column']].dtype}"
-    return f"{found}, must be {_rule(COLUMNS[wrong['column']].checks[int(wrong['check_number'])])}"
+    return f"{found}, must be {rule_in_words(COLUMNS[wrong['column']].checks[int(wrong['check_number'])])}"
 
 
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -139,13 +139,13 @@ def as_markdown() -> str:
     lines = [title, "", note, "", warm, "", "| column | unit | meaning | holds |", "|---|---|---|---|"]
     for name, column in COLUMNS.items():
         unit = (column.metadata or {})["unit"]
-        holds = ", ".join(_rule(check) for check in column.checks)
+        holds = ", ".join(rule_in_words(check) for check in column.checks)
         lines.append(f"| `{name}` | {unit} | {column.description} | {holds} |")
     rules = [f"- never {check.error}" for check in ROW_CHECKS]
     return "\n".join([*lines, "", "In every row:", "", *rules, f"- {', '.join(KEY)} together name one row only", ""])
 
 
-def _rule(check: pa.Check) -> str:
+def rule_in_words(check: pa.Check) -> str:
     """Say a check in words: ``greater_than_or_equal_to(0.0)`` -> ``at least 0``."""
     values = check.statistics or {}
     match check.name:
