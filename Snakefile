@@ -18,10 +18,11 @@ include: "pipeline/rules/twins.smk"
 include: "pipeline/rules/cells.smk"
 include: "pipeline/rules/results.smk"
 include: "pipeline/rules/exactness.smk"
+include: "pipeline/rules/images.smk"
 
 
 localrules: all, collect, benchmark_table, paper_tables, tables, answers, figures, overview, traces, training_curves
-localrules: curves, pages, gate, exactness
+localrules: curves, pages, gate, exactness, image_collect, image_figures, image_sheet, image_table
 
 
 rule all:
@@ -31,4 +32,5 @@ rule all:
         "results/report.md",
         rules.tables.input,
         rules.pages.output,
-        [f"results/figures/{name}.png" for name in FIGURES],
+        [f"results/figures/{name}.png" for name in FIGURES + IMAGE_FIGURES],
+        ["results/image.csv"] * bool(SETTINGS.images),

@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from pydantic_core import ErrorDetails
 
 from pipeline.config_file import read_yaml
+from pipeline.config_images import ImageSettings
 from pipeline.config_sections import (
     Count,
     Differing,
@@ -56,6 +57,7 @@ class Settings(Section):
     training: TrainingSettings = TrainingSettings()
     exactness: ExactnessSettings = ExactnessSettings()
     twins: dict[Name, TwinSettings] = Field(default={})
+    images: ImageSettings | None = None
 
     @field_validator("repeats")
     @classmethod

@@ -33,7 +33,7 @@ def _like(pattern: str, description: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _no_boolean(value: Any) -> Any:
+def no_boolean(value: Any) -> Any:
     """Refuse true and false, which Python would count as 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("should be a number")
@@ -53,10 +53,10 @@ def _all_differ(items: list[Item]) -> list[Item]:
     return items
 
 
-Count = Annotated[int, BeforeValidator(_no_boolean), Field(ge=0)]
-Positive = Annotated[int, BeforeValidator(_no_boolean), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(no_boolean), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(no_boolean), Field(gt=0)]
 Seed = Annotated[Count, Field(lt=2**32)]
-Temperature = Annotated[float, BeforeValidator(_no_boolean), Field(ge=0, allow_inf_nan=False)]
+Temperature = Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)]
 Place = Annotated[Path, BeforeValidator(_no_empty_text)]
 Differing = AfterValidator(_all_differ)
 Name = Annotated[str, _like(r"[A-Za-z0-9][\w.-]*", "letters, digits, '.', '_' or '-', since it names a folder")]
@@ -76,7 +76,7 @@ class Sampling(Section):
 
     temperature: Temperature = 0.0
     top_k: Count = 0
-    top_p: Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=1)] = 1.0
 
 
 class DraftSettings(Section):

@@ -15,6 +15,7 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.env
 
 from pipeline import config as configuration
 from pipeline import config_file, sources
+from pipeline.config_images import ImageSettings
 from pipeline.errors import UserError
 from pipeline.generators import GENERATORS
 from pipeline.registry import METHODS, TASKS
@@ -257,6 +258,9 @@ PROFILE = SETTINGS.profile
 TRAINING_THREADS = max(1, workflow.cores // 2)
 FIGURES = ["speed_quality", "speedup_by_task", "tokens_per_step", "time_per_step", "mbu", "memory", "training"]
 FIGURES += ["passes"] * bool(SETTINGS.twins)
+IMAGES = SETTINGS.images or ImageSettings()
+IMAGE_FIGURES = ["image_sheet", "image_quality", "image_cost"] * bool(SETTINGS.images)
+IMAGE_TABLES = ["token_shuffle"] * bool(SETTINGS.images)
 PAPER_TABLES = list(yaml.safe_load((ROOT / "pipeline/published.yaml").read_text(encoding="utf-8")))
 CELL = f"results/cells/{PROFILE}/{{model}}/{{dtype}}/{{task}}/{{method}}/{{seed}}"
 if "timed" not in workflow.global_resources:  # no profile is used
@@ -271,6 +275,8 @@ wildcard_constraints:
     generator="|".join(GENERATORS),
     dtype="[^/]+",
     seed="[0-9]+",
+    window="[0-9]+",
+    guidance="|".join(IMAGES.guidances),
 
 
 onstart:

@@ -75,6 +75,7 @@ rule tables:
     input:
         "results/tables/benchmark.md",
         rules.paper_tables.output,
+        expand("results/tables/{name}.md", name=IMAGE_TABLES),
 
 
 rule answers:
@@ -202,12 +203,12 @@ rule pages:
     python -m pipeline.pages --pages results/report.md results/tables/benchmark.md --output results/pages
     """
     input:
-        pages=["results/report.md", "results/tables/benchmark.md", *expand("results/tables/{name}.md", name=PAPER_TABLES)],
+        pages=["results/report.md", *expand("results/tables/{name}.md", name=["benchmark", *PAPER_TABLES, *IMAGE_TABLES])],
         sources=sources_of("pipeline.pages"),
     output:
         page("report", "1 Summary"),
         page("benchmark", "2 Tables"),
-        [page(name, "2 Tables") for name in PAPER_TABLES],
+        [page(name, "2 Tables") for name in PAPER_TABLES + IMAGE_TABLES],
     params:
         folder=subpath(output[0], parent=True),
     log:

@@ -60,6 +60,8 @@ class ImageGenerator:
         nn.Module.to(model, device=device, dtype=dtype)
         self.guidance, self.guidance_scale = guidance, guidance_scale
         self.sampling = Sampling(temperature, top_k, top_p)
+        with torch.inference_mode():  # the same for every image
+            self._places, self._codes = model.embed_places(), model.compressed_codes()
 
     @classmethod
     def from_pretrained(
@@ -95,13 +97,13 @@ class ImageGenerator:
         asked = torch.tensor(classes, device=device)
         if self.is_guided:
             asked = torch.cat([asked, torch.full_like(asked, self.model.no_class_id)])
-        cache, told, codes = DynamicCache(), self.model.conditions(asked), self.model.compressed_codes()
+        cache, told = DynamicCache(), self.model.embed_classes(asked)
         drawn: list[Tensor] = []
         for k, scale in enumerate(scales(self.guidance, self.guidance_scale, config.num_windows)):
-            row = told[:, k : k + 1]
+            row = (told + self._places[k])[:, None]
             if drawn:
                 before = torch.cat([drawn[-1]] * 2) if self.is_guided else drawn[-1]
-                row = row + self.model.embed_windows(before[:, None], codes)
+                row = row + self.model.embed_windows(before[:, None], self._codes)
             logits = self.model.window_logits(self.model.read_rows(row, cache))[:, 0]
             drawn.append(self._draw(self._guided(logits, scale), generator))
         return from_windows(torch.stack(drawn, dim=1), config.window)

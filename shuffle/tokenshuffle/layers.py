@@ -17,9 +17,10 @@ rows costs 1 / s^4 of attention over n. Example::
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 
 def to_windows(image: Shaped[Tensor, "b h w *c"], window: int) -> Shaped[Tensor, "b n_s s_s *c"]:
@@ -64,12 +65,14 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = LlamaRMSNorm(width)
+        self.scale = nn.Parameter(torch.ones(width))
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Return the row with what its parts say to each other."""
-        mixed: Tensor = self.mlp(self.norm(x))
+        # In one kernel, which wants one dtype: in training under autocast the weights' is another.
+        normed = F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype), 1e-5)
+        mixed: Tensor = self.mlp(normed)
         return x + mixed
 
 

@@ -106,11 +106,17 @@ class TokenShuffleTransformer(ParallelModel):
 
     def conditions(self, class_ids: Int[Tensor, " b"]) -> Float[Tensor, "b n_s d"]:
         """Return what each row is told: the class, and the line and the column of the window that it is to say."""
-        classes = self.embed(class_ids + self.config.vocab_size)
+        return self.embed_classes(class_ids)[:, None] + self.embed_places()
+
+    def embed_classes(self, class_ids: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Return what a row is told of its class."""
+        return self.embed(class_ids + self.config.vocab_size)
+
+    def embed_places(self) -> Float[Tensor, "n_s d"]:
+        """Return what each row is told of its place."""
         side, first = self.config.windows_a_side, self.config.vocab_size + self.config.num_classes + 1
-        places = self.embed(torch.arange(first, first + 2 * side, device=class_ids.device))
-        grid = (places[:side, None] + places[None, side:]).flatten(0, 1)
-        return classes[:, None] + grid
+        places = self.embed(torch.arange(first, first + 2 * side, device=self.device))
+        return (places[:side, None] + places[None, side:]).flatten(0, 1)
 
     def embed_windows(
         self, windows: Int[Tensor, "b k s_s"], codes: Float[Tensor, "v c"] | None = None
