@@ -46,7 +46,8 @@ def from_windows(
     batch, count, _, *channels = windows.shape
     across = round(count**0.5) if width is None else width // max(window, 1)
     if not across or count % across or (width is None and across**2 != count):
-        raise ValueError(f"{count} windows do not fill an image" + (f" {width} tokens wide" if width else " square"))
+        form = "a square image" if width is None else f"an image {width} tokens wide"
+        raise ValueError(f"{count} windows do not fill {form}")
     down = count // across
     _check(down * window, width or across * window, window)
     grid = windows.reshape(batch, down, across, window, window, *channels)
@@ -126,3 +127,11 @@ class TokenUnshuffle(nn.Module):
         """Return the tokens of each row."""
         tokens: Tensor = self.expand(self.blocks(rows).unflatten(-1, (self.num_tokens, -1)))
         return tokens
+
+
+@torch.no_grad()
+def keep_size(layer: nn.Module) -> None:
+    """Give random weights to a layer's matrices with which a signal neither fades nor grows (LeCun et al. 1998)."""
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.normal_(std=module.in_features**-0.5)

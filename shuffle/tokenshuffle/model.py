@@ -23,15 +23,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache
-from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from shuffle.backbone import ParallelModel
 from shuffle.examples import Example
 from shuffle.tokenshuffle.config import TokenShuffleConfig
-from shuffle.tokenshuffle.layers import TokenShuffle, TokenUnshuffle, from_windows, to_windows
+from shuffle.tokenshuffle.layers import TokenShuffle, TokenUnshuffle, from_windows, keep_size, to_windows
 
 
 @dataclass
@@ -63,15 +62,9 @@ class TokenShuffleTransformer(ParallelModel):
         self.shuffle = TokenShuffle(*shape) if config.window > 1 else None
         self.unshuffle = TokenUnshuffle(*shape) if config.window > 1 else None
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Start the added layers so that they keep a signal's size: a Llama's small weights would all but drown it."""
-        super()._init_weights(module)
-        if isinstance(module, TokenShuffle | TokenUnshuffle):
-            for layer in module.modules():
-                if isinstance(layer, nn.Linear):
-                    init.normal_(layer.weight, std=layer.in_features**-0.5)
+        for layer in (self.shuffle, self.unshuffle):
+            if layer is not None:  # a Llama's small weights would all but drown what goes through
+                keep_size(layer)
 
     @property
     def no_class_id(self) -> int:
