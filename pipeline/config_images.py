@@ -85,7 +85,7 @@ class ImageSettings(Section):
     codebook_size: CodebookSize = 64
     backbone: BackboneSettings = BackboneSettings(hidden_size=96, intermediate_size=384, num_layers=6, num_heads=4)
     shuffle_blocks: Count = 1
-    steps: Positive = 400
+    steps: Positive = 300
     batch_size: Positive = 64
     learning_rate: Rate = 2e-3
     seed: Seed = 0
@@ -93,7 +93,7 @@ class ImageSettings(Section):
     guidance_scale: Scale = 2.0
     sampling: Sampling = Sampling(temperature=1.0)
     images_per_class: Positive = 120
-    timed_images: Positive = 30
+    timed_images: Positive = 31
     cost: ImageCostSettings = ImageCostSettings()
 
     @model_validator(mode="after")

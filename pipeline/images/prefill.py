@@ -46,7 +46,7 @@ def prepare(shape: dict[str, Any], ids: Int[np.ndarray, "h w"], num_threads: int
     meter = MemoryMeter(torch.device("cpu"))
     floor = meter.resident()
     model = TokenShuffleTransformer(TokenShuffleConfig(**shape, grid_size=len(ids)))
-    model.train(False)
+    model.train(False).requires_grad_(False)
     image = torch.from_numpy(ids)[None]
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     with FlopCounterMode(display=False, custom_mapping={attention: attention_flops}) as counter:

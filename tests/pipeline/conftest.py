@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,6 +30,21 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         with pytest.raises(SystemExit) as ended:
             command_line.main()
         return int(ended.value.code or 0)
+
+    return run_it
+
+
+@pytest.fixture
+def run_rule(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command of a rule's module in this process; return its exit status."""
+
+    def run_it(module: ModuleType, *arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
+        try:
+            module.main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        return 0
 
     return run_it
 

@@ -23,7 +23,8 @@ TASKS = ("docstrings", "gsm_symbolic", "humaneval", "verbalized")
 STAND_IN = """
 import os, pathlib, sys, time
 if sys.argv[0] == "-m":  # run as python -m pipeline.<rule>
-    rule, words = sys.orig_argv[2].rpartition(".")[2], sys.argv[1:]
+    package, _, rule = sys.orig_argv[2].removeprefix("pipeline.").rpartition(".")
+    rule, words = f"{package}.{rule}" if package else rule, sys.argv[1:]
     option = lambda name: pathlib.Path(words[words.index(name) + 1])
     PAPER = ["shufflelm", "parallel_llm", "parallel_llm_training", "ouroboros", "medusa", "spec_bench"]
     PAPER, FORMS = [*PAPER, "parallel_generators"], ["csv", "md", "tex"]
@@ -45,6 +46,11 @@ if sys.argv[0] == "-m":  # run as python -m pipeline.<rule>
         "overview": lambda: [option("--output") / f"{name}.png" for name in OVERVIEW],
         "pages": lambda: [option("--output") / f"{page.stem}.html" for page in pages()],
         "gate": lambda: [pathlib.Path("gate.log")],
+        "images.tokenise": lambda: [option("--output") / "tokenizer.json"],
+        "images.train": lambda: [option("--output") / "model.json"],
+        "images.generate": lambda: [option("--output") / "samples.json"],
+        "images.figures": lambda: [option("--output") / f"image_{name}.png" for name in ("quality", "cost")],
+        "images.table": lambda: [option("--output") / f"token_shuffle.{form}" for form in FORMS],
         "pairs": lambda: [option("--output") / "pairs.json"],
         "train": lambda: [option("--output") / f"{'source' if 'autoregressive' in words else 'generator'}.json"],
     }.get(rule, lambda: [option("--output")])()
@@ -100,7 +106,7 @@ def copy_project(folder: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for profile in ("laptop", "smoke"):
         file = folder / "config" / f"{profile}.yaml"
-        values = yaml.safe_load(file.read_text()) | {"twins": {}}  # they have tests of their own
+        values = yaml.safe_load(file.read_text()) | {"twins": {}, "images": None}  # they have tests of their own
         file.write_text(yaml.safe_dump(values | {"methods": {method: {} for method in METHODS}}))
     shutil.copy(ROOT / "Snakefile", folder)
     (folder / "pipeline" / "__init__.py").write_text(STAND_IN)
