@@ -1,4 +1,4 @@
-"""Models that generate in parallel, one folder each: ShuffleLM, FasterDecodeMixer, masked diffusion, two streams.
+"""Models that generate in parallel, one folder each: ShuffleLM, FasterDecodeMixer, diffusion, two streams, images.
 
     from shuffle import ShuffleConfig, ShuffleLM, visualize_shuffle
 
@@ -20,6 +20,10 @@ _HOMES = {
     "LlamaTwoStreamForCausalLM": "shuffle.twostream.model",
     "ShuffleConfig": "shuffle.shufflelm.config",
     "ShuffleLM": "shuffle.shufflelm.model",
+    "TokenShuffle": "shuffle.tokenshuffle.layers",
+    "TokenShuffleConfig": "shuffle.tokenshuffle.config",
+    "TokenShuffleTransformer": "shuffle.tokenshuffle.model",
+    "TokenUnshuffle": "shuffle.tokenshuffle.layers",
     "TwoStreamConfig": "shuffle.twostream.config",
     "visualize_shuffle": "shuffle.shufflelm.visualize",
 }
