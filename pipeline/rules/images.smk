@@ -14,22 +14,22 @@ rule image_digits:
     output:
         record=f"{DRAWN}/digits/tokenizer.json",
     params:
-        shape=origin(IMAGES, ("patch_size", "codebook_size", "seed")),
+        asked=["--data", "digits", *origin(IMAGES, ("patch_size", "codebook_size", "seed"))],
         folder=subpath(output.record, parent=True),
     log:
         f"results/logs/images/{PROFILE}/digits.log",
     message:
         "Turning digits into tokens"
     shell:
-        "python -m pipeline.images.tokenise --data digits {params.shape:q} --output {params.folder:q} 2> >(tee {log:q} >&2)"
+        "python -m pipeline.images.tokenise {params.asked:q} --output {params.folder:q} 2> >(tee {log:q} >&2)"
 
 
+# By hand: python -m pipeline.images.tokenise --data photographs --patch-size 16 --codebook-size 512 --sides 256 512 ...
 use rule image_digits as image_photographs with:
     output:
         record=f"{DRAWN}/photographs/tokenizer.json",
     params:
-        shape=origin(IMAGES.cost, ("patch_size", "codebook_size")),
-        sides=IMAGES.cost.sides,
+        asked=["--data", "photographs", *origin(IMAGES.cost, ("patch_size", "codebook_size")), "--sides", *IMAGES.cost.sides],
         folder=subpath(output.record, parent=True),
     log:
         f"results/logs/images/{PROFILE}/photographs.log",

@@ -40,6 +40,14 @@ def test_everything_is_made_and_a_second_run_does_nothing(finished: Path) -> Non
     assert plan(finished, *RUN)["total"] == 0
 
 
+def test_photographs_are_not_digits(finished: Path) -> None:
+    words = ("--dry-run", "--printshellcmds", "--forceall", *RUN)
+    printed = snakemake(finished, *words)
+    for said in ("--data digits --patch-size 2 --codebook-size 64 --seed 0", "--data photographs --patch-size 16"):
+        assert said in printed
+    assert "--codebook-size 512 --sides 256 512 1024 2048" in printed
+
+
 def test_the_report_shows_them(finished: Path) -> None:
     snakemake(finished, "--report", "report.html", *RUN)
     page = (finished / "report.html").read_text(encoding="utf-8")
@@ -96,7 +104,7 @@ def test_a_profile_without_the_section_makes_no_images(tmp_path: Path) -> None:
     short_profile(project)
     assert not any(rule.startswith("image_") for rule in plan(project, *RUN))
     assert plan(project, "--config", "profile=smoke")["generate"] == len(METHODS) * len(TASKS)
-    assert plan(project, *RUN, "results/image.csv")["image_cost"] == 1  # asked for by name it is made all the same
+    assert plan(project, "results/image.csv", *RUN)["image_cost"] == 1  # asked for by name it is made all the same
 
 
 def test_the_default_profile_makes_them_and_can_do_without(tmp_path: Path) -> None:
