@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipeline.errors import command
-from pipeline.figures import looks_of, save, without_windows, words_alone
+from pipeline.figures import darker, looks_of, save, without_windows, words_alone
 from pipeline.images.records import BASELINE
+from pipeline.labels import place_names
 from pipeline.schemas import image
 from pipeline.schemas.image import DIGITS, PHOTOGRAPH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 QUALITIES = (("accuracy", "accuracy of the classifier, by class"), ("frechet", "Fréchet distance (lower is better)"))
 COSTS = (
@@ -46,9 +48,10 @@ def quality(table: pd.DataFrame) -> Figure:
     looks = looks_of(sorted(rows["method"].unique()))
     real = table[(table["subject"] == DIGITS) & (table["method"] == "real")]
     figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
+    names = []
     for panel, (column, label) in zip(axes, QUALITIES, strict=True):
-        for method, members in rows.groupby("method", sort=True):
-            draw_guidances(panel, members, column, *looks[str(method)])
+        drawn = [draw_guidances(panel, of, column, *looks[str(name)]) for name, of in rows.groupby("method", sort=True)]
+        names.append([name for one in drawn for name in one])
         if len(real):
             panel.axhline(real[column].iloc[0], color="dimgrey", linestyle="--", linewidth=1.2, label="real digits")
         panel.set(xlabel="digits a second, one at a time", ylabel=label)
@@ -57,46 +60,38 @@ def quality(table: pd.DataFrame) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     sns.despine(figure)
+    figure.draw_without_rendering()  # settles the layout, which the placing of names needs
+    figure.set_layout_engine("none")
+    for panel, texts in zip(axes, names, strict=True):
+        place_names(panel, texts)
     return figure
 
 
 def draw_guidances(
     panel: Axes, members: pd.DataFrame, column: str, colour: tuple[float, float, float], marker: str
-) -> None:
-    """Draw the guidances of one window, each named beside its point."""
-    speed = 1 / members["image_s"]
-    errors = members["accuracy_stderr"] if column == "accuracy" else None
-    panel.errorbar(
-        speed,
-        members[column],
-        yerr=errors,
-        color=colour,
-        marker=marker,
-        linestyle="",
-        capsize=2,
-        label=members["method"].iloc[0],
-    )
-    # Those that are nearly as fast are named at different heights.
-    for place, (value, x, name) in enumerate(sorted(zip(members[column], speed, members["guidance"], strict=True))):
-        low, high = members[column].min(), members[column].max()
-        at = low + (high - low) * place / max(1, len(members) - 1)
-        panel.annotate(
-            name,
-            (x, value),
-            xytext=(members["image_s"].rdiv(1).max() * 1.04, at),
-            textcoords="data",
-            fontsize=8,
+) -> list[Text]:
+    """Draw the guidances of one window; return their names, not yet placed."""
+    names = []
+    for row in members.to_dict("records"):
+        place = (1 / row["image_s"], row[column])
+        panel.errorbar(
+            *place,
+            yerr=row["accuracy_stderr"] if column == "accuracy" else None,
             color=colour,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5},
+            marker=marker,
+            capsize=2,
+            linestyle="",
+            label="_" if names else str(row["method"]),
         )
+        names.append(panel.text(*place, row["guidance"], color=darker(colour), fontsize=9, zorder=4))
+    return names
 
 
 def cost(table: pd.DataFrame) -> Figure:
     """Return four panels over the side of a photograph: rows, attention, time, memory."""
     import matplotlib.pyplot as plt
     import seaborn as sns
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import LogLocator, ScalarFormatter, StrMethodFormatter
 
     rows = table[table["subject"] == PHOTOGRAPH]
     if rows.empty:
@@ -113,6 +108,9 @@ def cost(table: pd.DataFrame) -> Figure:
         panel.set(xscale="log", yscale="log", xlabel="side of the image, pixels", title=label)
         panel.set_xticks(sorted(rows["side"].unique()))
         panel.minorticks_off()
+        if not formula:  # of fewer powers of ten
+            panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.xaxis.set_major_formatter(ScalarFormatter())
     axes[0].plot([], [], color="black", linestyle="--", linewidth=0.9, label="formula")
     handles, labels = axes[0].get_legend_handles_labels()
