@@ -48,7 +48,7 @@ def quality(table: pd.DataFrame) -> Figure:
     looks = looks_of(sorted(rows["method"].unique()))
     real = table[(table["subject"] == DIGITS) & (table["method"] == "real")]
     figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
-    names = []
+    names: list[list[Text]] = []
     for panel, (column, label) in zip(axes, QUALITIES, strict=True):
         drawn = [draw_guidances(panel, of, column, *looks[str(name)]) for name, of in rows.groupby("method", sort=True)]
         names.append([name for one in drawn for name in one])
@@ -71,7 +71,7 @@ def draw_guidances(
     panel: Axes, members: pd.DataFrame, column: str, colour: tuple[float, float, float], marker: str
 ) -> list[Text]:
     """Draw the guidances of one window; return their names, not yet placed."""
-    names = []
+    names: list[Text] = []
     for row in members.to_dict("records"):
         place = (1 / row["image_s"], row[column])
         panel.errorbar(
