@@ -142,6 +142,7 @@ def test_the_document_of_the_columns_is_up_to_date() -> None:
 
 def test_the_committed_reference_tables_follow_the_schema() -> None:
     references = sorted((Path(__file__).resolve().parents[2] / "results/reference").glob("*.csv"))
+    references = [path for path in references if path.name != "image.csv"]  # has a schema of its own
     assert "laptop.csv" in [path.name for path in references]
     for path in references:
         table = benchmark.read(path)
