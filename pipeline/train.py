@@ -54,6 +54,7 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
+    length_pool: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -183,6 +184,7 @@ def train(given: argparse.Namespace) -> None:
     Raises:
         UserError: the pairs are missing or damaged, or an option is not valid.
     """
+    import torch
     from transformers import AutoTokenizer, set_seed
 
     recipe = Recipe(**{name: getattr(given, name) for name in asdict(Recipe())})
@@ -191,8 +193,11 @@ def train(given: argparse.Namespace) -> None:
     longest = max(len(example.target_ids) for split in texts.values() for example in split)
     set_seed(recipe.seed)
     model = make_model(given.generator, given.backbone, given.options, tokenizer, longest, given.start_from)
+    if not torch.cuda.is_available():
+        # On texts this short the backward pass of the CPU's SDPA kernel alone takes a quarter of a step.
+        model.set_attn_implementation("eager")
     collate = getattr(type(model), "collate", None)
-    batches = Batches(texts["train"], recipe.batch_size, recipe.steps, recipe.seed, collate)
+    batches = Batches(texts["train"], recipe.batch_size, recipe.steps, recipe.seed, collate, recipe.length_pool)
     validation = Batches(texts["validation"][:VALIDATION_EXAMPLES], recipe.batch_size, None, recipe.seed, collate)
     settings = description(given, recipe)
     work = prepared_work(given.output.with_name(f".{given.output.name}.work"), settings)
