@@ -1,9 +1,9 @@
 """Pairs of texts as training examples, and as the batches of a whole training, drawn beforehand from a seed.
 
 Texts meet at random, unless a pool of several batches is sorted by length before it is cut into them (``length_pool``).
-On captions, half of a random batch is padding and a step takes a third of the time with pools of 8. On verbalised
-numbers, dates and prices, where length tells the kind, they teach worse: ShuffleLM's validation loss after 150 steps was
-1.98 with them and 1.01 without::
+On captions, half of a random batch is padding and a step takes a third of the time with pools of 8. Batches of like
+lengths teach worse on verbalised numbers, dates and prices, where length tells the kind: ShuffleLM's validation loss
+after 150 steps was 1.98 with them and 1.01 without::
 
     examples = read_examples(Path("results/twins/verbalized/pairs"))
     batches = Batches(examples["train"], batch_size=64, num_batches=600, seed=0, collate=collate_pairs)
