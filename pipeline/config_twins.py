@@ -84,9 +84,3 @@ class TwinSettings(Section):
             if METHODS[name].kind == "drafter" and set(needs) - set(GENERATORS):
                 raise ValueError(f"methods: {name!r} needs trained parts ({', '.join(needs)}), which a twin has not")
         return self
-
-    @property
-    def weights(self) -> list[str]:
-        """The generators that must be trained for the methods."""
-        needed = [part for name in self.methods for part in METHODS[name].parts_with(self.methods[name])]
-        return sorted({part for part in needed if part in GENERATORS})
