@@ -46,6 +46,7 @@ class TwinSettings(Section):
         task: a task that models are trained on, whose name ends with ``_plain``.
         path: its data, where no package brings it.
         max_target_tokens: pairs with a longer target are not learned from; all are evaluated.
+        dropout: of embeddings and residual branches, for the twin and all its generators.
         length_pool: batches whose pairs are sorted by length together, for less padding; 1: none.
         generators: settings of a generator's own configuration, by the name of its weights.
         methods: the twin itself (``autoregressive``), its parallel generators, and drafters that need no trained part.
@@ -61,6 +62,7 @@ class TwinSettings(Section):
     steps: Positive = 600
     batch_size: Positive = 64
     learning_rate: Rate = 2e-3
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     length_pool: Positive = 1
     seed: Seed = 0
     generators: dict[str, dict[str, Any]] = Field(default={})

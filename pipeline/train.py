@@ -54,13 +54,16 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
+    dropout: float = 0.0
     length_pool: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value <= 0 and name not in ("seed", "weight_decay"):
+            if value <= 0 and name not in ("seed", "weight_decay", "dropout"):
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout must be at least 0 and below 1, not {self.dropout}")
 
 
 @runtime_checkable
@@ -187,12 +190,15 @@ def train(given: argparse.Namespace) -> None:
     import torch
     from transformers import AutoTokenizer, set_seed
 
+    from shuffle.dropout import add_dropout
+
     recipe = Recipe(**{name: getattr(given, name) for name in asdict(Recipe())})
     texts = read_examples(given.pairs, given.distilled)
     tokenizer = AutoTokenizer.from_pretrained(given.pairs, local_files_only=True, trust_remote_code=False)
     longest = max(len(example.target_ids) for split in texts.values() for example in split)
     set_seed(recipe.seed)
     model = make_model(given.generator, given.backbone, given.options, tokenizer, longest, given.start_from)
+    add_dropout(model.base_model, recipe.dropout)
     if not torch.cuda.is_available():
         # On texts this short the backward pass of the CPU's SDPA kernel alone takes a quarter of a step.
         model.set_attn_implementation("eager")
