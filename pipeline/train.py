@@ -198,7 +198,7 @@ def train(given: argparse.Namespace) -> None:
     longest = max(len(example.target_ids) for split in texts.values() for example in split)
     set_seed(recipe.seed)
     model = make_model(given.generator, given.backbone, given.options, tokenizer, longest, given.start_from)
-    add_dropout(model.base_model, recipe.dropout)
+    add_dropout(model, recipe.dropout)
     if not torch.cuda.is_available():
         # On texts this short the backward pass of the CPU's SDPA kernel alone takes a quarter of a step.
         model.set_attn_implementation("eager")

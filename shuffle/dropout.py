@@ -4,7 +4,7 @@ Where the Transformer has it (Vaswani et al. 2017, section 5.4): on the embeddin
 MLP adds to the residual. It is hooked in from outside, so that the weights, the configuration and generation know
 nothing of it. Example::
 
-    add_dropout(model.base_model, 0.1)      # acts in model.train() alone
+    add_dropout(model, 0.1)      # acts in model.train() alone
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaModel
+
+PLACES = ("embed_tokens", "o_proj", "down_proj")  # modules of a Llama
 
 
-def add_dropout(backbone: LlamaModel, probability: float) -> None:
-    """Drop each number of these outputs with ``probability``, in training mode; 0 changes nothing.
+def add_dropout(model: nn.Module, probability: float) -> None:
+    """Drop each number of these outputs of a Llama with ``probability``, in training mode; 0 changes nothing.
 
     Raises:
         ValueError: the probability is not at least 0 and below 1.
@@ -28,7 +29,6 @@ def add_dropout(backbone: LlamaModel, probability: float) -> None:
     def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return F.dropout(output, probability, module.training)
 
-    if probability:
-        branches = [part for layer in backbone.layers for part in (layer.self_attn.o_proj, layer.mlp.down_proj)]
-        for module in (backbone.embed_tokens, *branches):
+    for name, module in model.named_modules():
+        if probability and name.endswith(PLACES):
             module.register_forward_hook(drop)

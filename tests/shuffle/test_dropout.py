@@ -16,7 +16,7 @@ IDS = torch.arange(40).view(2, 20)
 def model(probability: float) -> LlamaForCausalLM:
     torch.manual_seed(0)
     made = LlamaForCausalLM(CONFIG.llama())
-    add_dropout(made.base_model, probability)
+    add_dropout(made, probability)
     return made
 
 
