@@ -46,6 +46,8 @@ class TwinSettings(Section):
         task: a task that models are trained on, whose name ends with ``_plain``.
         path: its data, where no package brings it.
         max_target_tokens: pairs with a longer target are not learned from; all are evaluated.
+        dropout: of embeddings and residual branches, for the twin and all its generators.
+        length_pool: batches whose pairs are sorted by length together, for less padding; 1: none.
         generators: settings of a generator's own configuration, by the name of its weights.
         methods: the twin itself (``autoregressive``), its parallel generators, and drafters that need no trained part.
         num_prompts: prompts of the test split, ``batch_size`` of which are also generated at once.
@@ -60,6 +62,8 @@ class TwinSettings(Section):
     steps: Positive = 600
     batch_size: Positive = 64
     learning_rate: Rate = 2e-3
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    length_pool: Positive = 1
     seed: Seed = 0
     generators: dict[str, dict[str, Any]] = Field(default={})
     dtypes: Annotated[list[Dtype], Field(min_length=1), Differing] = Field(default=["float32"])
@@ -82,9 +86,3 @@ class TwinSettings(Section):
             if METHODS[name].kind == "drafter" and set(needs) - set(GENERATORS):
                 raise ValueError(f"methods: {name!r} needs trained parts ({', '.join(needs)}), which a twin has not")
         return self
-
-    @property
-    def weights(self) -> list[str]:
-        """The generators that must be trained for the methods."""
-        needed = [part for name in self.methods for part in METHODS[name].parts_with(self.methods[name])]
-        return sorted({part for part in needed if part in GENERATORS})

@@ -72,9 +72,11 @@ def from_hub(task: str, name: str, revision: str | None) -> tuple[list[Document]
     documents = []
     for number, row in enumerate(rows):
         try:
-            documents.append(hub.to_document(row))
+            document = hub.to_document(row)
         except UserError as error:
             raise UserError(f"hub:{name}, row {number}: {error}") from None
+        if document is not None:
+            documents.append(document)
     return documents, f"hub:{name}", str(commit)
 
 

@@ -11,6 +11,9 @@ Each kind of figure by what it can bear:
   a method is judged over all its cells together (``pooled_change``): it is slower if even the upper end of the 99 %
   interval of its change is below -5 %. The plain baseline, which has no other to be held against, is judged by ``mbu``,
   its share of what the memory was measured to give.
+- **What a drafter costs** by the share of decode time that is not the target's. Both parts of it are of the same steps,
+  so it hardly knows what the machine did: over the tasks of one method it differs by three points at most. It may grow
+  by five, and on another platform by ten.
 - **Lossless** methods give the baseline's ids on every prompt, whatever the reference says.
 
 What got better is told and fails nothing. A wanted change is made the new reference with ``--update``. By hand::
@@ -52,6 +55,7 @@ SURE_OF_QUALITY = 1.96
 TOLERATED_STEP = 0.10  # of tokens a step, on another platform or with parts that were trained anew
 TOLERATED_SPEED = 0.05  # of a method's speed-up over all its cells
 TOLERATED_MBU = 0.15  # of the baseline's, which is no ratio of two runs in turn
+TOLERATED_SHARE = 0.05  # of decode time outside the target, mean over a method's cells
 MBU_NOISE = 0.05  # standard error of the logarithm of one cell's
 
 
@@ -172,7 +176,7 @@ def shown(value: Any) -> str:
 
 
 def of_methods(pairs: pd.DataFrame) -> Iterator[Finding]:
-    """Yield the methods whose speed changed over all their cells together, by more than is tolerated."""
+    """Yield the methods whose speed, or drafting, changed over all their cells together by more than is tolerated."""
     well = pairs[(pairs["status"] == "ok") & (pairs["status_before"] == "ok")]
     same = [not any(differs(pair, name) for name in asked_of(pair)) for _, pair in well.iterrows()]
     asked_same = well[np.array(same, dtype=bool)]
@@ -182,6 +186,7 @@ def of_methods(pairs: pd.DataFrame) -> Iterator[Finding]:
             yield from of_speed(where, "mbu", mbu_change(cells), TOLERATED_MBU)
         else:
             yield from of_speed(where, "speedup", speed_change(cells), TOLERATED_SPEED)
+        yield from of_drafting(where, cells)
 
 
 def of_speed(where: str, what: str, change: Change | None, tolerated: float) -> Iterator[Finding]:
@@ -193,6 +198,19 @@ def of_speed(where: str, what: str, change: Change | None, tolerated: float) -> 
         yield Finding(where, what, "0 %", told, "regression")
     elif change.low > tolerated:
         yield Finding(where, what, "0 %", told, "improvement")
+
+
+def of_drafting(where: str, cells: pd.DataFrame) -> Iterator[Finding]:
+    """Yield a change of the share of decode time that is not the target's: drafting, and what lies between."""
+    shares = pd.DataFrame({when: 1 - cells[f"verify_s{when}"] / cells[f"decode_s{when}"] for when in ("", "_before")})
+    shares = shares[(cells["device"] == cells["device_before"])].dropna()
+    if shares.empty:
+        return
+    same = not any(differs(pair, name) for _, pair in cells.iterrows() for name in PLATFORM)
+    now, before = shares[""].mean(), shares["_before"].mean()
+    if abs(now - before) > TOLERATED_SHARE * (1 if same else 2):
+        verdict: Verdict = "regression" if now > before else "improvement"
+        yield Finding(where, "decode time outside the target", f"{before:.1%}", f"{now:.1%}", verdict)
 
 
 def speed_change(cells: pd.DataFrame) -> Change | None:

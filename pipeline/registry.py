@@ -190,6 +190,7 @@ METHODS: Mapping[str, Method] = {
 
 TASKS: Mapping[str, Task] = {
     "humaneval": _task("humaneval", "pass_at_1", "code", "embedded", "path", "hub"),
+    "mbpp": _task("mbpp", "pass_at_1", "code", "path", "hub"),
     "gsm_symbolic": _task("gsm_symbolic", "exact_match", "math", "embedded", "path", "hub"),
     "gsm8k": _task("gsm8k", "exact_match", "math", "path", "hub"),
     "docstrings": _task("docstrings", "rouge1", "summarization", "embedded", "path"),
@@ -200,6 +201,7 @@ TASKS: Mapping[str, Task] = {
     "verbalized_plain": _plain("verbalized", "bleu", "translation", "embedded", "path"),
     "multi30k_plain": _plain("multi30k", "bleu", "translation", "path", "hub"),
     "wmt14": _task("wmt14", "bleu", "translation", "path", "hub"),
+    "wmt16": Task("pipeline.tasks.wmt14", "pipeline/tasks/wmt16.yaml", "bleu", "translation", ("path", "hub")),
 }
 
 

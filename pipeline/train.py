@@ -54,12 +54,16 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
+    dropout: float = 0.0
+    length_pool: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value <= 0 and name not in ("seed", "weight_decay"):
+            if value <= 0 and name not in ("seed", "weight_decay", "dropout"):
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout must be at least 0 and below 1, not {self.dropout}")
 
 
 @runtime_checkable
@@ -183,7 +187,10 @@ def train(given: argparse.Namespace) -> None:
     Raises:
         UserError: the pairs are missing or damaged, or an option is not valid.
     """
+    import torch
     from transformers import AutoTokenizer, set_seed
+
+    from shuffle.dropout import add_dropout
 
     recipe = Recipe(**{name: getattr(given, name) for name in asdict(Recipe())})
     texts = read_examples(given.pairs, given.distilled)
@@ -191,8 +198,12 @@ def train(given: argparse.Namespace) -> None:
     longest = max(len(example.target_ids) for split in texts.values() for example in split)
     set_seed(recipe.seed)
     model = make_model(given.generator, given.backbone, given.options, tokenizer, longest, given.start_from)
+    add_dropout(model, recipe.dropout)
+    if not torch.cuda.is_available():
+        # On texts this short the backward pass of the CPU's SDPA kernel alone takes a quarter of a step.
+        model.set_attn_implementation("eager")
     collate = getattr(type(model), "collate", None)
-    batches = Batches(texts["train"], recipe.batch_size, recipe.steps, recipe.seed, collate)
+    batches = Batches(texts["train"], recipe.batch_size, recipe.steps, recipe.seed, collate, recipe.length_pool)
     validation = Batches(texts["validation"][:VALIDATION_EXAMPLES], recipe.batch_size, None, recipe.seed, collate)
     settings = description(given, recipe)
     work = prepared_work(given.output.with_name(f".{given.output.name}.work"), settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+README = ROOT / "README.md"  # its commands stand four spaces in, without a prompt
+PROGRAMS = "snakemake|make|python|torchrun"
+INDENTED = re.compile(rf"^    ((?:{PROGRAMS}) (?:.*\\\n)*.*)$", re.MULTILINE)
+NEEDS_A_MODEL = ("generate", "compare", "lm-eval")  # run with one by tests/pipeline/cli
 
 
 def commands_of(page: Path) -> list[tuple[str, str]]:
@@ -33,6 +38,9 @@ COMMANDS = [
     pytest.param(command, output, id=f"{page.stem}: {command[:60]}")
     for page in PAGES
     for command, output in commands_of(page)
+] + [
+    pytest.param(command, "", id=f"README: {command[:60]}")
+    for command in INDENTED.findall(README.read_text(encoding="utf-8"))
 ]
 
 
@@ -44,8 +52,13 @@ def planned(words: list[str]) -> list[str]:
             return words if "--dry-run" in words else [*words[:3], "--dry-run", *words[3:]]
         case "make":
             return ["make", "--dry-run", *words[1:]]
-        case "python":
-            return [sys.executable, *words[1:]]
+        case "python" if words[1:3] == ["-m", "pipeline"] and words[3] in NEEDS_A_MODEL:
+            return [sys.executable, *words[1:], "--help"]  # which an unknown option comes before
+        case "python" | "torchrun":
+            if "--steps" in words:
+                words[words.index("--steps") + 1] = "2"
+            program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "torch.distributed.run"]
+            return [*program, *words[1:]]
     raise AssertionError(f"a test must know how to try {words[0]!r}")
 
 
@@ -60,6 +73,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for made in (project / "results").glob("*"):
         if made.name != "reference":
             shutil.rmtree(made) if made.is_dir() else made.unlink()
+    # What the pages speak of as the reader's own.
+    shutil.copy(project / "config" / "smoke.yaml", project / "my.yaml")
+    pairs = [{"source": f"number {number}", "target": f"Zahl {number}"} for number in range(300)]
+    (project / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    (project.parent / "shared" / "data" / "multi30k").mkdir(parents=True)
     return project
 
 
@@ -73,6 +91,8 @@ def test_a_command_does_what_the_page_says(project: Path, command: str, output: 
     words = shlex.split(command, comments=True)
     if "--report" in words:
         pytest.skip("needs a finished run: tests/pipeline/test_dag.py makes a report of one")
+    if "--workflow-profile" in words:
+        pytest.skip("needs Snakemake's plug-ins for a cluster")
     environment = os.environ | {"PYTHONPATH": str(project), "MPLBACKEND": "Agg"}
     done = subprocess.run(
         planned(words), cwd=project, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -84,7 +104,7 @@ def test_a_command_does_what_the_page_says(project: Path, command: str, output: 
 
 
 def test_every_link_leads_somewhere() -> None:
-    for page in [ROOT / "README.md", *PAGES]:
+    for page in [README, *PAGES]:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 

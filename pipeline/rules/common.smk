@@ -194,7 +194,7 @@ def compared_parts():
 def recipe(wildcards):
     """What a twin and all its generators share, as arguments."""
     twin = SETTINGS.twins[wildcards.twin]
-    names = ("steps", "batch_size", "learning_rate", "seed")
+    names = ("steps", "batch_size", "learning_rate", "dropout", "length_pool", "seed")
     return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(twin, name)))]
 
 

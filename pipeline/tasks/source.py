@@ -28,11 +28,11 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Hub:
-    """How a hub data set becomes documents: its configuration, its split, and what to keep of a row."""
+    """How a hub data set becomes documents: its configuration, its split, and what to keep of a row (None: nothing)."""
 
     config: str | None
     split: str
-    to_document: Callable[[Mapping[str, Any]], Document]
+    to_document: Callable[[Mapping[str, Any]], Document | None]
 
 
 @dataclass(frozen=True)

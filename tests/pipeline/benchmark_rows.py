@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.schemas import benchmark
 
-OTHERS = {"gsm8k": "exact_match"}
+OTHERS = {"gsm8k": "exact_match", "wmt14": "bleu", "wmt16": "bleu"}
 METRIC = {"humaneval": "pass_at_1", "gsm_symbolic": "exact_match", "docstrings": "rougeL", "verbalized": "bleu"}
 
 

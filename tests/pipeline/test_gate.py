@@ -42,6 +42,23 @@ def test_a_slowed_drafter_is_caught() -> None:
     assert "-16.7%" in found.now
 
 
+@pytest.mark.parametrize(("added", "caught"), [(0.2, True), (0.02, False), (-0.2, True)])
+def test_a_drafter_is_held_to_its_share_of_decode_time(added: float, caught: bool) -> None:
+    """Also where intervals over few prompts are too wide for the speed-up to tell."""
+    wide = {"speedup_low": 0.9, "speedup_high": 1.9}
+    before = run_of(tokens_per_step=1.54, decode_s=10.0, draft_s=3.0, verify_s=6.9, **wide)
+    now = run_of(tokens_per_step=1.54, decode_s=10 + 10 * added, draft_s=3 + 10 * added, verify_s=6.9, **wide)
+    verdict = "regression" if added > 0 else "improvement"
+    assert verdicts(compare(now, before)) == ({(verdict, "decode time outside the target")} if caught else set())
+
+
+@pytest.mark.parametrize(("share", "caught"), [(0.07, False), (0.2, True)])
+def test_on_another_machine_a_drafter_may_have_a_larger_share(share: float, caught: bool) -> None:
+    before = run_of(tokens_per_step=1.54, decode_s=10.0, verify_s=9.9)
+    now = run_of(tokens_per_step=1.54, decode_s=10.0, verify_s=9.9 - 10 * share, hardware="another")
+    assert bool(compare(now, before)) is caught
+
+
 def test_one_slow_cell_of_four_is_not_held_against_a_method() -> None:
     slow = run_of(tokens_per_step=1.54)
     slow.loc[slow.index[-1], ["speedup", "speedup_low", "speedup_high"]] = [1.15, 1.0, 1.3]

@@ -112,13 +112,26 @@ DOCUMENTS = {
     "cnn_dailymail": [{"article": pair["source"], "highlights": pair["target"]} for pair in PAIRS],
     "multi30k": [{"source": pair["target"], "target": pair["source"]} for pair in PAIRS],
     "wmt14": PAIRS,
+    "wmt16": PAIRS,
+    "mbpp": [
+        {
+            "task_id": f"MBPP/{n}",
+            "text": f"Write a function that adds {n}.",
+            "code": f"def add_{n}(x):\n    return x + {n}",
+            "tests": f"assert add_{n}(1) == {n + 1}",
+            "prompt": "",
+            "entry_point": f"add_{n}",
+            "test": f"def check(add_{n}):\n    assert add_{n}(1) == {n + 1}",
+        }
+        for n in (2, 3, 4)
+    ],
 }
 DOCUMENTS["multi30k_plain"] = DOCUMENTS["multi30k"]
 # The key of a document that holds its right answer; a wrong answer to each.
 RIGHT = dict.fromkeys(("gsm8k", "gsm_symbolic"), "answer") | dict.fromkeys(
-    ("multi30k", "multi30k_plain", "wmt14", "verbalized", "verbalized_plain"), "target"
+    ("multi30k", "multi30k_plain", "wmt14", "wmt16", "verbalized", "verbalized_plain"), "target"
 )
-RIGHT |= {"cnn_dailymail": "highlights", "docstrings": "summary", "humaneval": "canonical_solution"}
+RIGHT |= {"cnn_dailymail": "highlights", "docstrings": "summary", "humaneval": "canonical_solution", "mbpp": "code"}
 WRONG = dict.fromkeys(TASKS, "Something else.") | {"gsm8k": "1\n#### 1", "humaneval": "    return None\n"}
 
 

@@ -109,6 +109,19 @@ def test_every_epoch_has_each_example_once() -> None:
     assert Batches(examples, 16, None, 1, collate_joined).batches != batches.batches
 
 
+def test_pools_of_like_lengths_have_each_example_once_and_less_padding() -> None:
+    examples = [Example(tuple(range(1, 2 + i * 7 % 30)), (1, 2)) for i in range(200)]
+
+    def padding(batches: Batches) -> int:
+        return sum(int((batches[i]["attention_mask"] == 0).sum()) for i in range(len(batches)))
+
+    mixed, pooled = (Batches(examples, 16, None, 0, collate_joined, length_pool=pool) for pool in (1, 4))
+    assert sorted(index for batch in pooled.batches for index in batch) == list(range(200))
+    assert padding(pooled) < padding(mixed) / 2
+    widths = [pooled[i]["input_ids"].shape[1] for i in range(len(pooled))]
+    assert widths != sorted(widths)
+
+
 def test_collated_texts_lie_where_they_should() -> None:
     examples = [Example((5, 6, 7), (8, 2)), Example((9,), (3, 4, 2))]
     pairs, joined = collate_pairs(examples), collate_joined(examples)

@@ -79,6 +79,14 @@ def test_a_task_that_was_published_has_ours_in_its_line() -> None:
     assert len(joined) == len(PUBLISHED["ouroboros"].rows)
 
 
+@pytest.mark.parametrize("tasks", [("wmt14",), ("wmt16",), ("wmt14", "wmt16")])
+def test_wmt14_stands_in_for_wmt16_where_that_is_not_run(tasks: tuple[str, ...]) -> None:
+    speedups = {"wmt14": 1.1, "wmt16": 1.3}
+    rows = table(*(row("lookahead", task, speedup=speedups[task]) for task in tasks))
+    joined = paper_table("ouroboros", PUBLISHED["ouroboros"], rows).set_index(["task", "algorithm"])
+    assert joined.loc[("WMT16", "Lookahead"), "our_speedup"] == speedups[tasks[-1]]
+
+
 def test_spec_bench_goes_by_category_and_leaves_peers_out() -> None:
     rows = ours("spec_bench").set_index("system")
     lookup = rows.loc["prompt_lookup on smollm2-135m (bfloat16)"]

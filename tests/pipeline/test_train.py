@@ -136,6 +136,7 @@ def test_two_processes_train_one_model(pairs: Path, tmp_path: Path) -> None:
         ("shufflelm", {"options": '{"matching": "identiti"}'}, "matching='identiti' is unknown"),
         ("autoregressive", {"backbone": '{"hidden_sise": 8}'}, "did you mean 'hidden_size'?"),
         ("autoregressive", {"steps": 0}, "--steps must be above 0, not 0"),
+        ("autoregressive", {"dropout": 1.0}, "--dropout must be at least 0 and below 1, not 1.0"),
         ("autoregressive", {"pairs": "nowhere"}, "no pairs here"),
     ],
 )
