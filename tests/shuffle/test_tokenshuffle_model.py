@@ -83,7 +83,9 @@ def test_rows_read_one_by_one_with_a_cache_are_those_read_at_once() -> None:
 @torch.no_grad()
 def test_compressed_codes_are_what_the_layer_makes_of_them() -> None:
     model, windows = tiny(2, shuffle_blocks=1), to_windows(IDS, 2)
-    assert torch.allclose(model.embed_windows(windows, model.compressed_codes()), model.embed_windows(windows))
+    assert torch.allclose(
+        model.embed_windows(windows, model.compressed_codes()), model.embed_windows(windows), atol=1e-5
+    )
     assert tiny(1).compressed_codes() is None
 
 
