@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 # The same cell, timed again, differs by more than its interval over prompts says: standard error of the change of the
-# logarithm of a speed-up, beside the intervals'. Measured: over ten runs of the smoke profile the four cells of a method
-# of ours had a standard deviation of 0.045 (transformers' methods 0.1), and a change is a difference of two runs.
+# logarithm of a speed-up, beside the intervals'. Measured: over ten runs of the smoke profile the four cells of our
+# method had a standard deviation of 0.045 (those of transformers' 0.1), and a change is a difference of two runs.
 RUN_TO_RUN = 0.06
 SURE = 2.576  # 99 % of a normal distribution lie within this many standard errors
 
