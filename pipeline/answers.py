@@ -80,7 +80,7 @@ def over_tasks(cells: pd.DataFrame) -> pd.DataFrame:
     for method in counts.index[counts == counts.max()]:
         own = cells[cells["method"] == method]
         errors = np.nan_to_num(interval_errors(own["speedup_low"], own["speedup_high"]))
-        rows[method] = [1 + value for value in pooled_change(np.log(own["speedup"]), errors)]
+        rows[method] = [1 + value for value in pooled_change(np.log(own["speedup"]), errors, num_runs=1)]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
     return table.sort_values("mean", ascending=False)
 

@@ -17,7 +17,7 @@ def test_cells_that_agree_make_it_surer() -> None:
 
 def test_one_cell_is_no_surer_than_its_interval_and_the_day() -> None:
     change = pooled_change([0.0], [0.04])
-    assert np.log1p(change.high) == pytest.approx(SURE * np.hypot(0.04, RUN_TO_RUN))
+    assert np.log1p(change.high) == pytest.approx(SURE * np.hypot(0.04, RUN_TO_RUN * 2**0.5))
 
 
 def test_cells_that_disagree_make_it_less_sure() -> None:
@@ -35,7 +35,7 @@ def test_unchanged_runs_seldom_look_changed() -> None:
     """Of 2000 runs with nothing but noise, at most 2 % are told apart (99 % intervals; each cell's error is known)."""
     rng = np.random.default_rng(0)
     errors = np.array([0.02, 0.05, 0.08, 0.03])
-    noise = rng.normal(0, np.hypot(errors, RUN_TO_RUN), size=(2000, 4))
+    noise = rng.normal(0, np.hypot(errors, RUN_TO_RUN * 2**0.5), size=(2000, 4))
     changes = [pooled_change(row, errors) for row in noise]
     assert np.mean([change.low > 0 or change.high < 0 for change in changes]) <= 0.02
 

@@ -200,7 +200,8 @@ def test_the_command_writes_both_files_without_torch(tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_registry_names_the_first_metric_of_the_yaml(task, tmp_path):
     keys = ("question", "answer", "article", "highlights", "body", "summary", "source", "target", "prompt")
-    document = dict.fromkeys((*keys, "task_id", "entry_point", "canonical_solution", "test"), "x")
+    keys += ("task_id", "entry_point", "canonical_solution", "test", "text", "code", "tests")
+    document = dict.fromkeys(keys, "x")
     loaded = load_task(task, make_task(tmp_path, task, [document]) / "data.jsonl")
     assert next(iter(loaded.aggregation())) == TASKS[task].metric
     assert loaded.task_name == task
