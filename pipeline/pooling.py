@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The same cell, timed again, differs by more than its interval over prompts says: standard deviation of the logarithm of
-# its speed-up from run to run. Measured over ten runs of the smoke profile, on the four cells of our method there
+# The same cell, timed again, differs by more than its interval over prompts says: standard deviation of the logarithm
+# of its speed-up from run to run. Measured over ten runs of the smoke profile, on the four cells of our method there
 # (transformers' methods: 0.1).
 RUN_TO_RUN = 0.045
 SURE = 2.576  # 99 % of a normal distribution lie within this many standard errors
