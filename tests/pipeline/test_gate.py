@@ -105,6 +105,18 @@ def test_a_changed_prompt_is_caught_and_nothing_else_is_said_of_it() -> None:
     assert verdicts(found) == {("regression", "requests_sha256")}
 
 
+def test_documents_of_another_python_are_noted_and_held_against_nobody() -> None:
+    python = {"data_source": "python standard library"}
+    other = run_of(**python, data_sha256="c" * 64, requests_sha256="d" * 64, quality=0.0)
+    assert verdicts(compare(other, run_of(**python, requests_sha256="e" * 64))) == {
+        ("note", "data_sha256"),
+        ("note", "requests_sha256"),
+    }
+    assert ("regression", "requests_sha256") in verdicts(
+        compare(run_of(**python, requests_sha256="d" * 64), run_of(**python, requests_sha256="e" * 64))
+    )
+
+
 def test_a_reference_that_does_not_know_the_prompts_does_not_accuse() -> None:
     assert compare(run_of(requests_sha256="e" * 64), run_of()) == []
 
