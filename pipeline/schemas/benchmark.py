@@ -18,16 +18,24 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
-from pipeline.errors import UserError, nearest
-from pipeline.files import atomic_path
-from pipeline.schemas.columns import COLUMNS, NOT_EMPTY
+from pipeline.errors import UserError
+from pipeline.schemas.columns import COLUMNS
 from pipeline.schemas.columns import METRICS as METRICS
 from pipeline.schemas.columns import PERCENT_METRICS as PERCENT_METRICS
+from pipeline.schemas.common import (
+    check_names,
+    column_complaint,
+    columns_as_markdown,
+    filled,
+    read_csv,
+    text_columns,
+    write_csv,
+)
 
 KEY = ["profile", "hardware", "device", "dtype", "model", "method", "task", "seed"]
 QUALITY = ["quality", "quality_stderr", *METRICS]
 
-TEXT = [name for name, column in COLUMNS.items() if (column.metadata or {})["unit"] == "text"]
+TEXT = text_columns(COLUMNS)
 FIGURES = [name for name in COLUMNS if name not in (*TEXT, "lossless", "seed")]
 
 
@@ -61,12 +69,7 @@ SCHEMA = pa.DataFrameSchema(COLUMNS, checks=ROW_CHECKS, unique=KEY, strict=True,
 
 def validate(table: pd.DataFrame, name: str = "benchmark.csv") -> pd.DataFrame:
     """Return ``table`` in the schema's types; raise ``UserError`` naming the first wrong row, column and value."""
-    unknown = [column for column in table.columns if column not in COLUMNS]
-    if unknown:
-        raise UserError(f"{name}: unknown column {unknown[0]!r}; {nearest(unknown[0], COLUMNS)}")
-    missing = [column for column in COLUMNS if column not in table.columns]
-    if missing:
-        raise UserError(f"{name}: column {missing[0]!r} is missing")
+    check_names(table, COLUMNS, name)
     try:
         return SCHEMA.validate(table, lazy=True)
     except SchemaErrors as error:
@@ -88,28 +91,17 @@ def _complaint(wrong: pd.Series) -> str:
         return "there is another row of the same cell"
     if wrong["schema_context"] != "Column":
         return str(wrong["check"])
-    found = f"{wrong['column']} is {str(wrong['failure_case'])!r}"
-    if pd.isna(wrong["check_number"]):
-        return f"{found}, not of type {COLUMNS[wrong['column']].dtype}"
-    return f"{found}, must be {rule_in_words(COLUMNS[wrong['column']].checks[int(wrong['check_number'])])}"
+    return column_complaint(wrong, COLUMNS)
 
 
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Return the table of ``rows``, checked; text that a row leaves out is ``""``, a figure is missing."""
-    table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
-    return validate(table.assign(**{name: table[name].fillna("") for name in TEXT}))
+    return validate(filled(rows, COLUMNS))
 
 
 def read(path: Path) -> pd.DataFrame:
     """Read and check a benchmark table. Empty text is ``""``, an empty figure is missing."""
-    if not path.is_file():
-        raise UserError(f"there is no {path}; python -m pipeline.collect makes it")
-    try:
-        # A reason may read "None" and a method "NA": only an empty figure is a missing one.
-        empty = {name: [""] for name in FIGURES}
-        table = pd.read_csv(path, dtype=dict.fromkeys([*TEXT, "lossless"], str), keep_default_na=False, na_values=empty)
-    except (ValueError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"{path} is not a table: {error}") from error
+    table = read_csv(path, [*TEXT, "lossless"], FIGURES, "pipeline.collect")
     if "lossless" in table:
         table["lossless"] = table["lossless"].map(lambda word: {"true": True, "false": False, "": None}.get(word, word))
     return validate(table, path.name)
@@ -119,8 +111,7 @@ def write(table: pd.DataFrame, path: Path) -> None:
     """Check ``table`` and write it to ``path``, whole or not at all; floats with six significant digits."""
     table = validate(table, path.name)
     table["lossless"] = table["lossless"].map({True: "true", False: "false"})
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g", encoding="utf-8", lineterminator="\n")
+    write_csv(table, path)
 
 
 def as_markdown() -> str:
@@ -136,28 +127,9 @@ def as_markdown() -> str:
         "runs untimed, and all trials of a prompt but the last, teach it nothing: no trial begins with knowledge of "
         "its own prompt."
     )
-    lines = [title, "", note, "", warm, "", "| column | unit | meaning | holds |", "|---|---|---|---|"]
-    for name, column in COLUMNS.items():
-        unit = (column.metadata or {})["unit"]
-        holds = ", ".join(rule_in_words(check) for check in column.checks)
-        lines.append(f"| `{name}` | {unit} | {column.description} | {holds} |")
+    lines = [title, "", note, "", warm, "", *columns_as_markdown(COLUMNS)]
     rules = [f"- never {check.error}" for check in ROW_CHECKS]
     return "\n".join([*lines, "", "In every row:", "", *rules, f"- {', '.join(KEY)} together name one row only", ""])
-
-
-def rule_in_words(check: pa.Check) -> str:
-    """Say a check in words: ``greater_than_or_equal_to(0.0)`` -> ``at least 0``."""
-    values = check.statistics or {}
-    match check.name:
-        case "greater_than_or_equal_to":
-            return f"at least {values['min_value']:g}"
-        case "greater_than":
-            return f"above {values['min_value']:g}"
-        case "less_than_or_equal_to":
-            return f"at most {values['max_value']:g}"
-        case "isin":
-            return " or ".join(f"`{value}`" if value else "empty" for value in values["allowed_values"])
-    return "not empty" if values["pattern"] == NOT_EMPTY else "64 hex digits or empty"
 
 
 if __name__ == "__main__":

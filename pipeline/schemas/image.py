@@ -16,12 +16,19 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
-from pipeline.errors import UserError, nearest
-from pipeline.files import atomic_path
+from pipeline.errors import UserError
 from pipeline.images.data import NUM_CLASSES
 from pipeline.images.records import GUIDANCES
-from pipeline.schemas.benchmark import rule_in_words
 from pipeline.schemas.columns import NOT_EMPTY, SHA256, SHARE, real, text, whole
+from pipeline.schemas.common import (
+    check_names,
+    column_complaint,
+    columns_as_markdown,
+    filled,
+    read_csv,
+    text_columns,
+    write_csv,
+)
 
 DIGITS, PHOTOGRAPH = "digits", "photograph"
 KEY = ["profile", "hardware", "subject", "method", "guidance", "side"]
@@ -121,55 +128,36 @@ COLUMNS: dict[str, pa.Column] = {
         "processes", "load average of the machine just before the timing; well above 0 it was not alone", ge=0.0
     ),
 }
-TEXT = [name for name, column in COLUMNS.items() if (column.metadata or {})["unit"] == "text"]
+TEXT = text_columns(COLUMNS)
 SCHEMA = pa.DataFrameSchema(COLUMNS, unique=KEY, strict=True, ordered=True, coerce=True)
 
 
 def validate(table: pd.DataFrame, name: str = "image.csv") -> pd.DataFrame:
     """Return ``table`` in the schema's types; raise ``UserError`` naming the first wrong column and value."""
-    for column in table.columns:
-        if column not in COLUMNS:
-            raise UserError(f"{name}: unknown column {column!r}; {nearest(column, COLUMNS)}")
-    for column in COLUMNS:
-        if column not in table.columns:
-            raise UserError(f"{name}: column {column!r} is missing")
+    check_names(table, COLUMNS, name)
     try:
         return SCHEMA.validate(table, lazy=True)
     except SchemaErrors as error:
         wrong = error.failure_cases.iloc[0]
         if wrong["schema_context"] != "Column":
             raise UserError(f"{name}: two rows of the same {', '.join(KEY)}") from error
-        found = f"{name}: {wrong['column']} is {str(wrong['failure_case'])!r}"
-        if pd.isna(wrong["check_number"]):
-            raise UserError(f"{found}, not of type {COLUMNS[wrong['column']].dtype}") from error
-        rule = rule_in_words(COLUMNS[wrong["column"]].checks[int(wrong["check_number"])])
-        raise UserError(f"{found}, must be {rule}") from error
+        raise UserError(f"{name}: {column_complaint(wrong, COLUMNS)}") from error
 
 
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Return the table of ``rows``, checked; text that a row leaves out is ``""``, a figure is missing."""
-    table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
-    return validate(table.assign(**{name: table[name].fillna("") for name in TEXT}))
+    return validate(filled(rows, COLUMNS))
 
 
 def read(path: Path) -> pd.DataFrame:
     """Read and check a table of images. Empty text is ``""``, an empty figure is missing."""
-    if not path.is_file():
-        raise UserError(f"there is no {path}; python -m pipeline.images.collect makes it")
-    try:
-        empty = {name: [""] for name in COLUMNS if name not in TEXT}
-        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=empty)
-    except (ValueError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"{path} is not a table: {error}") from error
-    return validate(table, path.name)
+    figures = [name for name in COLUMNS if name not in TEXT]
+    return validate(read_csv(path, TEXT, figures, "pipeline.images.collect"), path.name)
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
     """Check ``table`` and write it to ``path``, whole or not at all; floats with six significant digits."""
-    with atomic_path(path) as temporary:
-        validate(table, path.name).to_csv(
-            temporary, index=False, float_format="%.6g", encoding="utf-8", lineterminator="\n"
-        )
+    write_csv(validate(table, path.name), path)
 
 
 def as_markdown() -> str:
@@ -180,11 +168,7 @@ def as_markdown() -> str:
         "the cost of reading a photograph of one size (`subject` photograph). A figure that does not apply is empty. "
         "What is measured, and how, is in [Images](images.md)."
     )
-    lines = [title, "", note, "", "| column | unit | meaning | holds |", "|---|---|---|---|"]
-    for name, column in COLUMNS.items():
-        unit = (column.metadata or {})["unit"]
-        holds = ", ".join(rule_in_words(check) for check in column.checks)
-        lines.append(f"| `{name}` | {unit} | {column.description} | {holds} |")
+    lines = [title, "", note, "", *columns_as_markdown(COLUMNS)]
     return "\n".join([*lines, "", f"{', '.join(KEY)} together name one row only.", ""])
 
 
