@@ -161,8 +161,10 @@ def training_arguments(recipe: Recipe, work: Path) -> TrainingArguments:
 
 
 def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, recipe: Recipe, work: Path) -> Trainer:
-    """Return transformers' Trainer over whole batches."""
+    """Return transformers' Trainer over whole batches; the model is given the recipe's dropout."""
     from transformers import Trainer, TrainerCallback
+
+    from shuffle.dropout import add_dropout
 
     class Progress(TrainerCallback):
         """Tells a model that changes in the course of training how far it is."""
@@ -171,6 +173,7 @@ def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, re
             if isinstance(model, ChangesInTraining):
                 model.set_progress(state.global_step / state.max_steps)
 
+    add_dropout(model, recipe.dropout)
     return Trainer(
         model=model,
         args=training_arguments(recipe, work),
@@ -190,15 +193,12 @@ def train(given: argparse.Namespace) -> None:
     import torch
     from transformers import AutoTokenizer, set_seed
 
-    from shuffle.dropout import add_dropout
-
     recipe = Recipe(**{name: getattr(given, name) for name in asdict(Recipe())})
     texts = read_examples(given.pairs, given.distilled)
     tokenizer = AutoTokenizer.from_pretrained(given.pairs, local_files_only=True, trust_remote_code=False)
     longest = max(len(example.target_ids) for split in texts.values() for example in split)
     set_seed(recipe.seed)
     model = make_model(given.generator, given.backbone, given.options, tokenizer, longest, given.start_from)
-    add_dropout(model, recipe.dropout)
     if not torch.cuda.is_available():
         # On texts this short the backward pass of the CPU's SDPA kernel alone takes a quarter of a step.
         model.set_attn_implementation("eager")

@@ -47,7 +47,6 @@ def train(given: argparse.Namespace) -> None:
     """
     from transformers import set_seed
 
-    from shuffle.dropout import add_dropout
     from shuffle.tokenshuffle.config import TokenShuffleConfig
     from shuffle.tokenshuffle.model import TokenShuffleTransformer
 
@@ -64,7 +63,6 @@ def train(given: argparse.Namespace) -> None:
     config = checked(TokenShuffleConfig, given.backbone | own)
     set_seed(recipe.seed)
     model = TokenShuffleTransformer(config)
-    add_dropout(model, recipe.dropout)
     learned, held_out = examples_of(arrays, training=True), examples_of(arrays, training=False)
     batches = Batches(learned, recipe.batch_size, recipe.steps, recipe.seed, model.collate, recipe.length_pool)
     validation = Batches(held_out, recipe.batch_size, None, recipe.seed, model.collate)
