@@ -16,6 +16,15 @@ inline void rotate(const Model& m, const float* from, const float* norm, int64_t
 }
 
 template <class T>
+inline void narrow_all(const float* from, int64_t count, T* to) {
+    T lanes[LANES];
+    for (int64_t i = 0; i < count; i += LANES) {
+        narrow(load_some(from + i, count - i), lanes);
+        std::memcpy(to + i, lanes, sizeof(T) * std::min<int64_t>(LANES, count - i));
+    }
+}
+
+template <class T>
 void write_cache(const Run<T>& run, const Layer& layer, int index) {
     const Model& m = run.m;
     const Batch& b = run.b;
@@ -26,9 +35,8 @@ void write_cache(const Run<T>& run, const Layer& layer, int index) {
         const float* key = run.qkv + w * run.qkv_width + (m.heads + head) * m.head_dim;
         const float* value = key + m.kv_heads * m.head_dim;
         rotate(m, key, layer.key_norm, b.positions[w], key_row.data());
-        // A cache row is a packed row that is alone in its block.
-        Packed<T>{run.keys(index, int(head), w) + row, 1, m.head_dim}.write(0, 0, key_row.data(), m.head_dim);
-        Packed<T>{run.values(index, int(head), w) + row, 1, m.head_dim}.write(0, 0, value, m.head_dim);
+        narrow_all(key_row.data(), m.head_dim, run.keys(index, int(head), w) + row);
+        narrow_all(value, m.head_dim, run.values(index, int(head), w) + row);
     }
 }
 
@@ -37,10 +45,10 @@ template <class T>
 void lay_out(const T* rows, int64_t dim, int count, float* to) {
     constexpr int PAIR = Product<T>::PAIR;
     T* panel = reinterpret_cast<T*>(to);
-    if (count < LANES) std::memset(panel, 0, sizeof(T) * LANES * dim);
+    if (count < PANEL) std::memset(panel, 0, sizeof(T) * PANEL * dim);
     for (int64_t i = 0; i < dim; i += PAIR)
         for (int lane = 0; lane < count; lane++)
-            std::memcpy(panel + (i * LANES + lane * PAIR), rows + lane * dim + i, sizeof(T) * PAIR);
+            std::memcpy(panel + (i * PANEL + lane * PAIR), rows + lane * dim + i, sizeof(T) * PAIR);
 }
 
 // Scores to probabilities, in place.
@@ -72,7 +80,8 @@ inline void add_lanes(const float* rows, const float* weights, int64_t dim, int6
     for (int64_t j = 0; j < count; j++)
         for (int n = 0; n < N; n++) {
             const Floats row = load<Floats>(rows + j * dim + n * LANES);
-            for (int q = 0; q < Q; q++) sum[q][n] += weights[q * stride + j] * row;
+            for (int q = 0; q < Q; q++)
+                sum[q][n] = multiply_add(sum[q][n], row, all(weights[q * stride + j]));
         }
     for (int q = 0; q < Q; q++)
         for (int n = 0; n < N; n++) std::memcpy(sums + q * dim + n * LANES, &sum[q][n], sizeof(Floats));
@@ -82,7 +91,8 @@ inline void add_lanes(const float* rows, const float* weights, int64_t dim, int6
 template <int Q>
 void add_weighted(const float* rows, const float* weights, int64_t dim, int64_t stride, int64_t count, float* sums) {
     int64_t i = 0;
-    for (; i + 4 * LANES <= dim; i += 4 * LANES) add_lanes<Q, 4>(rows + i, weights, dim, stride, count, sums + i);
+    constexpr int N = REGISTERS / 8;
+    for (; i + N * LANES <= dim; i += N * LANES) add_lanes<Q, N>(rows + i, weights, dim, stride, count, sums + i);
     for (; i + LANES <= dim; i += LANES) add_lanes<Q, 1>(rows + i, weights, dim, stride, count, sums + i);
     for (; i < dim; i++)
         for (int q = 0; q < Q; q++)
@@ -100,8 +110,8 @@ void add_values(const Run<T>& run, int index, int head, int64_t first, int64_t q
     std::fill(sums, sums + queries * dim, 0.0f);
     int64_t most = 0;
     for (int64_t q = 0; q < queries; q++) most = std::max(most, before + sight[first + q / group].leading);
-    for (int64_t at = 0; at < most; at += LANES) {
-        const int64_t filled = std::min<int64_t>(LANES, most - at);
+    for (int64_t at = 0; at < most; at += PANEL) {
+        const int64_t filled = std::min<int64_t>(PANEL, most - at);
         for (int64_t i = 0; i < filled * dim; i++) block[i] = widen(rows[at * dim + i]);
         const auto count = [&](int64_t q) {
             return std::clamp<int64_t>(before + sight[first + q / group].leading - at, 0, filled);
@@ -138,12 +148,12 @@ void attend_piece(const Run<T>& run, const Layer& layer, int index, int head, in
     int64_t end = 0;  // one past the last row of the cache that a query sees
     for (int64_t w = first; w < last; w++)
         end = std::max(end, run.length(w) + (sight[w].others.empty() ? sight[w].leading : w + 1));
-    const int64_t blocks = (end + LANES - 1) / LANES, stride = blocks * LANES;
-    memory.resize(queries * (stride + 2 * dim) + 2 * LANES * dim);
+    const int64_t blocks = (end + PANEL - 1) / PANEL, stride = blocks * PANEL;
+    memory.resize(queries * (stride + 2 * dim) + 2 * PANEL * dim);
     float* scores = memory.data();                                     // [queries, stride]
     float* sums = scores + queries * stride;                           // [queries, dim]
     float* block = sums + queries * dim;                               // [16, dim] of values, or keys laid out
-    const Packed<T> query{reinterpret_cast<T*>(block + 2 * LANES * dim), queries, dim};
+    const Packed<T> query{reinterpret_cast<typename Packed<T>::Input*>(block + 2 * PANEL * dim), queries, dim};
     for (int64_t q = 0; q < queries; q++) {
         const int64_t w = first + q / group;
         const float* own = run.qkv + w * run.qkv_width + (head * group + q % group) * dim;
@@ -151,12 +161,13 @@ void attend_piece(const Run<T>& run, const Layer& layer, int index, int head, in
         query.write(q, 0, sums, dim);
     }
     for (int64_t at = 0; at < blocks; at++) {
-        lay_out(run.keys(index, head, first) + at * LANES * dim, dim, int(std::min<int64_t>(LANES, end - at * LANES)), block);
+        lay_out(run.keys(index, head, first) + at * PANEL * dim, dim, int(std::min<int64_t>(PANEL, end - at * PANEL)), block);
         for (int64_t q = 0; q < queries; q += ROWS) {
-            Floats found[ROWS];
+            Floats found[ROWS * PARTS];
             const int some = int(std::min<int64_t>(ROWS, queries - q));
             panel_times(reinterpret_cast<const T*>(block), query.block(q), some, int(dim), found);
-            for (int i = 0; i < some; i++) std::memcpy(scores + (q + i) * stride + at * LANES, &found[i], sizeof(Floats));
+            for (int i = 0; i < some; i++)
+                std::memcpy(scores + (q + i) * stride + at * PANEL, found + i * PARTS, PARTS * sizeof(Floats));
         }
     }
     for (int64_t q = 0; q < queries; q++) {

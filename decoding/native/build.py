@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = ("forward.cpp", "attention.h", "lanes.h", "model.h", "top.h")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-ffp-contract=fast")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-ffp-contract=off")
 COMPILERS = ("g++", "c++")
 
 

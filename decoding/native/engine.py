@@ -21,7 +21,7 @@ from decoding.cache import KVCache
 from decoding.llama import LlamaWeights, head_dim_of, rotary_tables
 from decoding.native.build import BuildError, attempt, load_library
 
-LANES = 16
+PANEL = 16
 
 
 class NativeLinear:
@@ -39,9 +39,9 @@ class NativeLinear:
         self.num_outputs, inner = weight.shape
         self.num_bytes = weight.nbytes
         pair = 1 if weight.dtype == torch.float32 else 2
-        padded = torch.nn.functional.pad(weight, (0, -inner % pair, 0, -self.num_outputs % LANES))
+        padded = torch.nn.functional.pad(weight, (0, -inner % pair, 0, -self.num_outputs % PANEL))
         self.num_inputs = padded.shape[1]
-        panels = padded.view(-1, LANES, self.num_inputs // pair, pair).transpose(1, 2)
+        panels = padded.view(-1, PANEL, self.num_inputs // pair, pair).transpose(1, 2)
         self.weight = panels.contiguous()
         self.bias = None if bias is None else bias.float()
 
@@ -49,7 +49,7 @@ class NativeLinear:
         """Describe the outputs ``first`` to ``last`` to the compiled code; ``first`` starts a panel."""
         bytes_per_panel = self.weight[0].nbytes
         scale, bias = (None if x is None else x.data_ptr() + 4 * first for x in (self.scale, self.bias))
-        start = self.weight.data_ptr() + first // LANES * bytes_per_panel
+        start = self.weight.data_ptr() + first // PANEL * bytes_per_panel
         return _Linear(start, scale, bias, last - first, self.num_inputs)
 
     def whole(self) -> _Linear:
@@ -68,7 +68,7 @@ class Int8Linear(NativeLinear):
         scale = weight.float().abs().amax(dim=1) / 127
         divisor = scale.where(scale > 0, 1.0)  # a row of zeros stays one
         super().__init__((weight.float() / divisor[:, None]).round_().to(torch.int8), bias)
-        self.scale = torch.nn.functional.pad(scale, (0, -self.num_outputs % LANES))
+        self.scale = torch.nn.functional.pad(scale, (0, -self.num_outputs % PANEL))
         self.num_bytes += scale.nbytes
 
 
@@ -119,7 +119,7 @@ def why_not(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) 
         return f"device {device.type}"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"dtype {dtype}"
-    if config.intermediate_size % LANES or head_dim_of(config) % 2:
+    if config.intermediate_size % PANEL or head_dim_of(config) % 2:
         return f"intermediate_size {config.intermediate_size} or head_dim {head_dim_of(config)}"
     try:
         load_library()

@@ -39,47 +39,48 @@ struct Forward : Run<T> {
     }
 
     // Panel p of a layer times a block of rows.
-    static void panel_of(const Linear& linear, int64_t p, const T* x, int rows, Floats* sums) {
-        panel_times(static_cast<const W*>(linear.weight) + p * LANES * linear.k, x, rows, int(linear.k), sums);
+    static void panel_of(const Linear& linear, int64_t p, const typename Run<T>::Input* x, int rows, Floats* sums) {
+        panel_times(static_cast<const W*>(linear.weight) + p * PANEL * linear.k, x, rows, int(linear.k), sums);
         if (linear.scale)
-            for (int r = 0; r < rows; r++) sums[r] *= load<Floats>(linear.scale + p * LANES);
+            for (int i = 0; i < rows * PARTS; i++) sums[i] *= load<Floats>(linear.scale + p * PANEL + i % PARTS * LANES);
     }
 
     // y[row, n] (=, +=) from[row] . weight[n] + bias[n]; the panels are shared out among the threads.
     template <Store HOW>
     void product(const Linear& linear, const Packed<T>& from, int64_t first_row, float* y) {
         if (first_row >= b.width) return;  // the caller has a head of its own
-        const auto [first, last] = share((linear.n + LANES - 1) / LANES);
-        Floats sums[ROWS];
+        const auto [first, last] = share((linear.n + PANEL - 1) / PANEL);
+        Floats sums[ROWS * PARTS];
         for (int64_t p = first; p < last; p++) {
-            const int count = int(std::min<int64_t>(LANES, linear.n - p * LANES));
-            const float* bias = linear.bias ? linear.bias + p * LANES : nullptr;
+            const int count = int(std::min<int64_t>(PANEL, linear.n - p * PANEL));
+            const float* bias = linear.bias ? linear.bias + p * PANEL : nullptr;
             for (int64_t r = first_row / ROWS * ROWS; r < b.width; r += ROWS) {
                 const int some = int(std::min<int64_t>(ROWS, b.width - r)), skip = int(std::max<int64_t>(0, first_row - r));
                 panel_of(linear, p, from.block(r), some, sums);
-                float* to = y + (r + skip - first_row) * linear.n + p * LANES;
-                store<HOW>(sums + skip, some - skip, bias, to, linear.n, count);
+                float* to = y + (r + skip - first_row) * linear.n + p * PANEL;
+                store<HOW>(sums + skip * PARTS, some - skip, bias, to, linear.n, count);
             }
         }
     }
 
     // activated = silu(gate) * up, panel by panel.
     void gate_and_up(const Layer& layer) {
-        const auto [first, last] = share(m.intermediate / LANES);
+        const auto [first, last] = share(m.intermediate / PANEL);
         const Packed<T> from = packed(input, m.hidden), to = packed(activated, m.intermediate);
-        Floats gates[ROWS], ups[ROWS];
+        Floats gates[ROWS * PARTS], ups[ROWS * PARTS];
         for (int64_t p = first; p < last; p++) {
-            const Floats gate_bias = layer.gate.bias ? load<Floats>(layer.gate.bias + p * LANES) : Floats{};
-            const Floats up_bias = layer.up.bias ? load<Floats>(layer.up.bias + p * LANES) : Floats{};
             for (int64_t r = 0; r < b.width; r += ROWS) {
                 const int some = int(std::min<int64_t>(ROWS, b.width - r));
                 panel_of(layer.gate, p, from.block(r), some, gates);
                 panel_of(layer.up, p, from.block(r), some, ups);
-                for (int i = 0; i < some; i++) {
-                    const Floats g = gates[i] + gate_bias, y = g / (1.0f + exponential(-g)) * (ups[i] + up_bias);
+                for (int i = 0; i < some * PARTS; i++) {
+                    const int64_t at = p * PANEL + i % PARTS * LANES;
+                    const Floats g = gates[i] + (layer.gate.bias ? load<Floats>(layer.gate.bias + at) : Floats{});
+                    const Floats up = ups[i] + (layer.up.bias ? load<Floats>(layer.up.bias + at) : Floats{});
+                    const Floats y = g / (1.0f + exponential(-g)) * up;
                     float values[LANES];
                     std::memcpy(values, &y, sizeof(y));
-                    to.write(r + i, p * LANES, values, LANES);
+                    to.write(r + i / PARTS, at, values, LANES);
                 }
             }
         }

@@ -1,4 +1,4 @@
-// Vectors of 16 lanes, their numbers (float32, bfloat16, int8), and the one product that everything here is made of.
+// The processor's vectors, their numbers (float32, bfloat16, int8), and the one product that everything here is made of.
 
 #pragma once
 
@@ -6,14 +6,26 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512BF16__
+#if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
 
-constexpr int LANES = 16;  // outputs of one panel of weights, keys of one block of attention
-constexpr int ROWS = 16;   // rows whose sums are held in registers together
+#if defined(__AVX512F__)
+constexpr int LANES = 16, REGISTERS = 32;  // floats of one vector, vectors that the processor holds
+#elif defined(__AVX__)
+constexpr int LANES = 8, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int LANES = 4, REGISTERS = 32;
+#else
+constexpr int LANES = 4, REGISTERS = 16;
+#endif
+constexpr int PANEL = 16;                      // outputs of one panel of weights, keys of one block of attention
+constexpr int PARTS = PANEL / LANES;           // vectors that their sums take
+constexpr int ROWS = REGISTERS / (2 * PARTS);  // rows whose sums are held in registers together
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
@@ -35,9 +47,9 @@ typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
 
 inline void narrow(Floats x, float* y) { std::memcpy(y, &x, sizeof(x)); }
-inline void narrow(Floats x, bf16* y) {  // to nearest, ties to even
-    const Words words = (Words)x;
-    const Halves halves = __builtin_convertvector((words + 0x7fff + ((words >> 16) & 1)) >> 16, Halves);
+inline Words upper(Floats x) { return ((Words)x + 0x7fff + (((Words)x >> 16) & 1)) >> 16; }  // to nearest, ties to even
+inline void narrow(Floats x, bf16* y) {
+    const Halves halves = __builtin_convertvector(upper(x), Halves);
     std::memcpy(y, &halves, sizeof(halves));
 }
 
@@ -48,8 +60,24 @@ inline T load(const void* at) {
     return value;
 }
 
-// What one multiply-add takes: the weights of the 16 lanes of one panel at one place of the inner dimension, as they are
-// held in registers (Lanes), and the numbers of one row there (Input). add: sum + weights * x.
+inline Floats all(float x) { return x - Floats{}; }  // and not x + 0, which makes 0 of -0 and so costs an addition
+
+// sum + a * b, rounded once where the processor can. By name: left to the compiler (-ffp-contract), it is rounded once in
+// one copy of a loop and twice in another, and a row's bits would depend on how many rows are read with it.
+inline Floats multiply_add(Floats sum, Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__FMA__)
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(__aarch64__)
+    return (Floats)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
+#else
+    return sum + a * b;
+#endif
+}
+
+// What one multiply-add takes: the weights of one part of a panel at one place of the inner dimension, as they are held
+// in registers (Lanes), and the numbers of one row there (Input). add: sum + weights * x. enter: floats to Inputs.
 template <class W>
 struct Product;
 
@@ -59,20 +87,25 @@ struct Product<float> {
     typedef float Input;
     typedef Floats Lanes;
     static inline Lanes lanes(const float* weights) { return load<Floats>(weights); }
-    static inline Floats add(Floats sum, Lanes weights, const float* x) { return sum + weights * *x; }
+    static inline Floats add(Floats sum, Lanes weights, const float* x) {
+        return multiply_add(sum, weights, all(*x));
+    }
+    static inline void enter(Floats x, float* y) { narrow(x, y); }
 };
 
 template <>
 struct Product<bf16> {
     static constexpr int PAIR = 2;
-    typedef bf16 Input;
 #ifdef __AVX512BF16__
+    typedef bf16 Input;
     typedef __m512bh Lanes;
     static inline Lanes lanes(const bf16* weights) { return (__m512bh)load<__m512i>(weights); }
     static inline Floats add(Floats sum, Lanes weights, const bf16* x) {
         return (Floats)_mm512_dpbf16_ps((__m512)sum, weights, (__m512bh)_mm512_set1_epi32(load<int32_t>(x)));
     }
+    static inline void enter(Floats x, bf16* y) { narrow(x, y); }
 #else
+    typedef float Input;  // rounded to bfloat16, and widened once, not at every panel
     struct Lanes {
         Floats even, odd;
     };
@@ -80,10 +113,10 @@ struct Product<bf16> {
         const Words words = load<Words>(weights);
         return {(Floats)(words << 16), (Floats)(words & 0xffff0000u)};
     }
-    static inline Floats add(Floats sum, const Lanes& weights, const bf16* x) {
-        sum += weights.even * widen(x[0]);
-        return sum + weights.odd * widen(x[1]);
+    static inline Floats add(Floats sum, const Lanes& weights, const float* x) {
+        return multiply_add(multiply_add(sum, weights.even, all(x[0])), weights.odd, all(x[1]));
     }
+    static inline void enter(Floats x, float* y) { narrow((Floats)(upper(x) << 16), y); }
 #endif
 };
 
@@ -103,7 +136,7 @@ struct Product<int8_t> : Product<bf16> {
     }
 };
 
-// The first ``count`` of 16 floats, zeros behind them.
+// The first ``count`` of a vector's floats, zeros behind them.
 inline Floats load_some(const float* at, int64_t count) {
     if (count >= LANES) return load<Floats>(at);
     Floats value{};
@@ -130,75 +163,82 @@ inline float total(Floats x) {
     return sum;
 }
 
-// Rows enter products in blocks of up to 16, laid out as [k / pair][rows of the block][pair]: what one multiply-add
+// Rows enter products in blocks of up to ROWS, laid out as [k / pair][rows of the block][pair]: what one multiply-add
 // takes of each row then lies side by side. The block that starts at row r begins at r * k.
 template <class T>
 struct Packed {
-    T* data;
+    typedef typename Product<T>::Input Input;
+    Input* data;
     int64_t rows, k;
 
     static int64_t padded(int64_t k) { return (k + Product<T>::PAIR - 1) / Product<T>::PAIR * Product<T>::PAIR; }
-    const T* block(int64_t row) const { return data + row * k; }
+    const Input* block(int64_t row) const { return data + row * k; }
 
     // Write values[0..count) of one row from column ``at`` on, a multiple of the pair; beyond the last comes a zero.
     void write(int64_t row, int64_t at, const float* values, int64_t count) const {
         constexpr int PAIR = Product<T>::PAIR;
         const int64_t first = row / ROWS * ROWS, some = std::min<int64_t>(ROWS, rows - first);
-        T* to = data + first * k + at * some + (row - first) * PAIR;
-        T lanes[LANES];
+        Input* to = data + first * k + at * some + (row - first) * PAIR;
+        Input lanes[LANES];
         for (int64_t i = 0; i < count; i += LANES) {
             const int64_t here = std::min<int64_t>(LANES, count - i);
-            narrow(load_some(values + i, here), lanes);
-            for (int64_t j = 0; j < here; j += PAIR, to += some * PAIR) std::memcpy(to, lanes + j, sizeof(T) * PAIR);
+            Product<T>::enter(load_some(values + i, here), lanes);
+            for (int64_t j = 0; j < here; j += PAIR, to += some * PAIR) std::memcpy(to, lanes + j, sizeof(Input) * PAIR);
         }
     }
 };
 
 constexpr int AHEAD = 4096;  // bytes of weights that are asked for before they are needed; measured
 
-// One panel of weights times a block of R rows: sums [R].
+// One panel of weights times a block of R rows: sums [R][PARTS].
 template <class W, int R>
 inline void panel_rows(const W* panel, const typename Product<W>::Input* x, int k, Floats* sums) {
     constexpr int PAIR = Product<W>::PAIR;
-    Floats sum[R];
-    for (int r = 0; r < R; r++) sum[r] = Floats{};
+    Floats sum[R][PARTS];
+    for (int r = 0; r < R; r++)
+        for (int part = 0; part < PARTS; part++) sum[r][part] = Floats{};
     for (int i = 0; i < k; i += PAIR) {
-        if (R > 3) __builtin_prefetch(reinterpret_cast<const char*>(panel + i * LANES) + AHEAD);
-        const typename Product<W>::Lanes weights = Product<W>::lanes(panel + i * LANES);
+        if (R > 3) __builtin_prefetch(reinterpret_cast<const char*>(panel + i * PANEL) + AHEAD);
+        typename Product<W>::Lanes weights[PARTS];
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; part++)
+            weights[part] = Product<W>::lanes(panel + i * PANEL + part * LANES * PAIR);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; r++) sum[r] = Product<W>::add(sum[r], weights, x + i * R + r * PAIR);
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int part = 0; part < PARTS; part++)
+                sum[r][part] = Product<W>::add(sum[r][part], weights[part], x + i * R + r * PAIR);
     }
-    for (int r = 0; r < R; r++) sums[r] = sum[r];
+    for (int r = 0; r < R; r++)
+        for (int part = 0; part < PARTS; part++) sums[r * PARTS + part] = sum[r][part];
 }
 
-template <class W>
+template <class W, int R = ROWS>
 inline void panel_times(const W* panel, const typename Product<W>::Input* x, int rows, int k, Floats* sums) {
-    switch (rows) {
-#define CASE(R) \
-    case R: return panel_rows<W, R>(panel, x, k, sums);
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
-        CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14) CASE(15) CASE(16)
-#undef CASE
-    }
+    if (rows == R) return panel_rows<W, R>(panel, x, k, sums);
+    if constexpr (R > 1) panel_times<W, R - 1>(panel, x, rows, k, sums);
 }
 
-// Rows of sums to rows of floats: y[row][n0..n0+16) = sum (+ bias) (+ what is there).
+// Rows of sums to rows of floats: y[row][n0..n0+count) = sum (+ bias) (+ what is there).
 enum class Store { SET, ADD };
 
 template <Store HOW>
 inline void store(const Floats* sums, int rows, const float* bias, float* y, size_t stride, int count) {
-    for (int r = 0; r < rows; r++) {
-        float* out = y + r * stride;
-        if (count == LANES && !bias) {
-            const Floats value = HOW == Store::ADD ? load<Floats>(out) + sums[r] : sums[r];
-            std::memcpy(out, &value, sizeof(value));
-            continue;
+    for (int r = 0; r < rows; r++)
+        for (int part = 0; part < PARTS; part++) {
+            const Floats sum = sums[r * PARTS + part];
+            float* out = y + r * stride + part * LANES;
+            const int some = std::min(LANES, count - part * LANES);
+            if (some == LANES && !bias) {
+                const Floats value = HOW == Store::ADD ? load<Floats>(out) + sum : sum;
+                std::memcpy(out, &value, sizeof(value));
+                continue;
+            }
+            for (int lane = 0; lane < some; lane++) {
+                const float value = sum[lane] + (bias ? bias[part * LANES + lane] : 0.0f);
+                out[lane] = HOW == Store::ADD ? out[lane] + value : value;
+            }
         }
-        for (int lane = 0; lane < count; lane++) {
-            const float value = sums[r][lane] + (bias ? bias[lane] : 0.0f);
-            out[lane] = HOW == Store::ADD ? out[lane] + value : value;
-        }
-    }
 }
 
 }  // namespace

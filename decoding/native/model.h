@@ -90,7 +90,8 @@ struct Run {
     const Batch& b;
     int64_t qkv_width;
     float *x, *normal, *qkv;   // [w, hidden], [w, hidden], [w, qkv_width]
-    T *input, *activated;      // packed rows: what enters the next product
+    typedef typename Packed<T>::Input Input;
+    Input *input, *activated;  // packed rows: what enters the next product
     std::vector<Sight> sight;  // of each row
 
     Run(const Model& model, const Batch& batch) : m(model), b(batch) {
@@ -98,7 +99,7 @@ struct Run {
         x = b.scratch;
         normal = x + b.width * m.hidden;
         qkv = normal + b.width * m.hidden;
-        input = reinterpret_cast<T*>(qkv + b.width * qkv_width);
+        input = reinterpret_cast<Input*>(qkv + b.width * qkv_width);
         activated = input + b.width * (std::max(m.hidden, m.heads * m.head_dim) + 1);
         sight = sights(b);
     }
@@ -121,7 +122,7 @@ struct Run {
         return {count * thread / threads, count * (thread + 1) / threads};
     }
 
-    Packed<T> packed(T* data, int64_t k) const { return {data, b.width, Packed<T>::padded(k)}; }
+    Packed<T> packed(Input* data, int64_t k) const { return {data, b.width, Packed<T>::padded(k)}; }
 };
 
 inline float inverse_rms(const float* row, int64_t n, float eps) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import random
 from pathlib import Path
 
@@ -125,19 +126,43 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86")
+@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3"])
+def test_narrower_vectors_give_the_same_model_and_rows_that_stand_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    """Vectors of 4 and 8 floats, wherever the tests run; what the machine has is what all other tests use."""
+    if level == "x86-64-v3" and not {"avx2", "fma"} <= set(Path("/proc/cpuinfo").read_text().split()):
+        pytest.skip("this processor has no AVX2")
+    monkeypatch.setattr(build, "FLAGS", tuple(f"-march={level}" if "-march" in flag else flag for flag in build.FLAGS))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    build.attempt.cache_clear()
+    try:
+        for kind in ("llama", "qwen3"):
+            test_gives_what_transformers_gives(tmp_path / kind, kind)
+        for kind in KINDS:
+            test_a_node_of_any_tree_has_the_bits_of_the_same_token_read_alone(tmp_path / kind, "llama", kind, 37)
+    finally:
+        build.attempt.cache_clear()
+    assert list((tmp_path / ".cache" / "shufflebench").glob("*.so"))
+
+
 def test_bfloat16_is_as_close_to_float32_as_torchs_own(tmp_path: Path) -> None:
-    save_model(tmp_path)
-    tree, results = random_tree(12, seed=2), {}
-    for name, dtype, engine in [
-        ("true", torch.float32, "eager"),
-        ("native", torch.bfloat16, "native"),
-        ("eager", torch.bfloat16, "eager"),
-    ]:
-        target = TargetModel.from_pretrained(tmp_path, dtype=dtype, engine=engine)
-        cache = target.new_cache(256)
-        target.prefill(cache, PROMPT)
-        results[name] = target.read(cache, tree).logits.float()
-    errors = {name: float((results[name] - results["true"]).square().mean()) for name in ("native", "eager")}
+    tree, errors = random_tree(12, seed=2), {"native": 0.0, "eager": 0.0}
+    for seed in range(4):  # of one model alone either can be the luckier one, by a sixth
+        save_model(tmp_path, seed=seed)
+        results = {}
+        for name, dtype, engine in [
+            ("true", torch.float32, "eager"),
+            ("native", torch.bfloat16, "native"),
+            ("eager", torch.bfloat16, "eager"),
+        ]:
+            target = TargetModel.from_pretrained(tmp_path, dtype=dtype, engine=engine)
+            cache = target.new_cache(256)
+            target.prefill(cache, PROMPT)
+            results[name] = target.read(cache, tree).logits.float()
+        for name in errors:
+            errors[name] += float((results[name] - results["true"]).square().mean())
     assert errors["native"] <= 1.1 * errors["eager"]
 
 
