@@ -34,6 +34,7 @@ clean:
 	rm -rf $(VENV)
 
 # Written last, so that a half-made environment is made again, and when the packages it should hold have changed.
+# --no-compile: Python compiles a module when it first imports it; compiling all of them takes longer than all the rest.
 $(VENV)/complete: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "error: $(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.12" >&2; exit 2; }
@@ -42,5 +43,5 @@ $(VENV)/complete: requirements.lock pyproject.toml
 	@echo "setting up $(VENV) from requirements.lock: this takes some minutes"
 	@rm -f $@
 	$(PYTHON) -m venv --clear $(VENV)
-	$(RUN) pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	$(RUN) pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock -e '.[dev]'
 	touch $@
