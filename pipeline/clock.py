@@ -100,7 +100,7 @@ class Limits:
 
     Attributes:
         bandwidth_bytes_per_s: reading memory with all threads.
-        flops_per_s: multiplying large matrices in the cell's dtype.
+        flops_per_s: multiplying large matrices in the cell's dtype, or in float32 where a processor is faster in that.
     """
 
     bandwidth_bytes_per_s: float
@@ -122,8 +122,16 @@ def measure_limits(device: torch.device, dtype: torch.dtype, trials: int = 5) ->
     """
     side, queued = (8192, 20) if device.type == "cuda" else (2048, 1)
     bandwidth = _bandwidth(device, side, queued, trials)  # apart, so that what it read is freed
+    if device.type == "cpu":
+        # A processor without arithmetic in bfloat16: torch is a hundred times slower in it, and the compiled engine
+        # multiplies in float32. A small product tells.
+        dtype = max((dtype, torch.float32), key=lambda one: _flops_per_s(device, one, 256, 1, 1))
+    return Limits(bandwidth, _flops_per_s(device, dtype, side, queued, trials))
+
+
+def _flops_per_s(device: torch.device, dtype: torch.dtype, side: int, queued: int, trials: int) -> float:
     matrix = torch.ones(side, side, device=device, dtype=dtype)
-    return Limits(bandwidth, 2 * side**3 / _best_s(lambda: matrix.matmul(matrix), device, queued, trials))
+    return 2 * side**3 / _best_s(lambda: matrix.matmul(matrix), device, queued, trials)
 
 
 def _bandwidth(device: torch.device, side: int, queued: int, trials: int) -> float:

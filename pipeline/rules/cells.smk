@@ -32,6 +32,7 @@ rule generate:
         num_threads=SETTINGS.num_threads,
         work=lambda wildcards, output: f"{Path(output.cell).parent}/run",
     threads: workflow.cores
+    priority: 1  # before scoring, which takes a core each: scores that wait for the last cell run beside each other
     resources:
         timed=1,
     log:

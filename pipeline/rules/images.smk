@@ -56,7 +56,7 @@ rule image_train:
         recipe=origin(IMAGES, ("steps", "batch_size", "learning_rate", "seed")),
         folder=subpath(output.record, parent=True),
     threads: TRAINING_THREADS
-    priority: 1
+    priority: 2
     log:
         f"results/logs/images/{PROFILE}/train_{{window}}.log",
     message:

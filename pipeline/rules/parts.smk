@@ -113,7 +113,7 @@ rule train_draft:
         shortlist_size=SETTINGS.training.draft.shortlist_size,
         seed=SETTINGS.training.seed,
     threads: TRAINING_THREADS
-    priority: 1
+    priority: 2
     log:
         f"results/logs/train_draft/{{model}}/{SETTINGS.training.name}.log",
     message:
@@ -144,7 +144,7 @@ rule train_heads:
         shortlist_size=SETTINGS.training.heads.shortlist_size,
         seed=SETTINGS.training.seed,
     threads: TRAINING_THREADS
-    priority: 1
+    priority: 2
     log:
         f"results/logs/train_heads/{{model}}/{SETTINGS.training.name}.log",
     message:
@@ -178,7 +178,7 @@ rule train_mixer:
         ],
         seed=SETTINGS.training.seed,
     threads: TRAINING_THREADS
-    priority: 1
+    priority: 2
     log:
         f"results/logs/train_mixer/{{model}}/{SETTINGS.training.name}.log",
     message:

@@ -51,7 +51,7 @@ rule train_twin:
         recipe=recipe,
         folder=subpath(output.source, parent=True),
     threads: TRAINING_THREADS
-    priority: 1
+    priority: 2
     log:
         "results/logs/train/{twin}/autoregressive.log",
     message:
@@ -109,7 +109,7 @@ rule train_generator:
         recipe=recipe,
         folder=subpath(output.record, parent=True),
     threads: TRAINING_THREADS
-    priority: 1
+    priority: 2
     log:
         "results/logs/train/{twin}/{generator}.log",
     message:

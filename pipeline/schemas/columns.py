@@ -172,7 +172,11 @@ COLUMNS: dict[str, pa.Column] = {
         "bytes", "our engine's key-value cache, preallocated for the cell's longest prompt; empty for peers", ge=0
     ),
     "bandwidth_bytes_per_s": real("bytes/s", "measured memory bandwidth, the limit that `mbu` refers to", gt=0.0),
-    "flops_per_s": real("operations/s", "measured speed of matrix products, the limit that `mfu` refers to", gt=0.0),
+    "flops_per_s": real(
+        "operations/s",
+        "measured speed of matrix products in the dtype, or in float32 if faster: the limit that `mfu` refers to",
+        gt=0.0,
+    ),
     "mbu": real(
         "ratio",
         "model bandwidth utilisation: `bytes_read`, the draft's too, by (decode time x bandwidth): how near to the "

@@ -91,3 +91,9 @@ def test_limits_are_what_a_plain_loop_measures_within_an_order_of_magnitude() ->
     plain = data.nbytes / (time.perf_counter() - started)
     assert plain / 10 < limits.bandwidth_bytes_per_s < 100 * plain
     assert limits.flops_per_s > 1e9
+
+
+def test_a_processor_without_bfloat16_is_held_to_what_it_does_in_float32() -> None:
+    """There torch's products in bfloat16 take a hundred times as long: a limit that any engine would be far beyond."""
+    in_float32, in_bfloat16 = (measure_limits(CPU, dtype, trials=2) for dtype in (torch.float32, torch.bfloat16))
+    assert in_bfloat16.flops_per_s > 0.2 * in_float32.flops_per_s
