@@ -23,9 +23,10 @@ constexpr int LANES = 4, REGISTERS = 32;
 #else
 constexpr int LANES = 4, REGISTERS = 16;
 #endif
-constexpr int PANEL = 16;                      // outputs of one panel of weights, keys of one block of attention
-constexpr int PARTS = PANEL / LANES;           // vectors that their sums take
-constexpr int ROWS = REGISTERS / (2 * PARTS);  // rows whose sums are held in registers together
+constexpr int PANEL = 16;             // outputs of one panel of weights, keys of one block of attention
+constexpr int PARTS = PANEL / LANES;  // vectors that their sums take
+// Rows whose sums are held in registers together, beside a place of a panel and one number of a row.
+constexpr int ROWS = LANES == 16 ? 16 : (REGISTERS - 4) / PARTS;
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
@@ -77,19 +78,19 @@ inline Floats multiply_add(Floats sum, Floats a, Floats b) {
 }
 
 // What one multiply-add takes: the weights of one part of a panel at one place of the inner dimension, as they are held
-// in registers (Lanes), and the numbers of one row there (Input). add: sum + weights * x. enter: floats to Inputs.
+// in a register (Lanes), and the numbers of one row there (Input). A place is PAIR neighbours, taken in STEPS turns.
+// add: sum + weights * x. enter: floats to Inputs.
 template <class W>
 struct Product;
 
 template <>
 struct Product<float> {
-    static constexpr int PAIR = 1;
+    static constexpr int PAIR = 1, STEPS = 1;
     typedef float Input;
     typedef Floats Lanes;
+    template <int STEP>
     static inline Lanes lanes(const float* weights) { return load<Floats>(weights); }
-    static inline Floats add(Floats sum, Lanes weights, const float* x) {
-        return multiply_add(sum, weights, all(*x));
-    }
+    static inline Floats add(Floats sum, Lanes weights, const float* x) { return multiply_add(sum, weights, all(*x)); }
     static inline void enter(Floats x, float* y) { narrow(x, y); }
 };
 
@@ -97,25 +98,25 @@ template <>
 struct Product<bf16> {
     static constexpr int PAIR = 2;
 #ifdef __AVX512BF16__
+    static constexpr int STEPS = 1;
     typedef bf16 Input;
     typedef __m512bh Lanes;
+    template <int STEP>
     static inline Lanes lanes(const bf16* weights) { return (__m512bh)load<__m512i>(weights); }
     static inline Floats add(Floats sum, Lanes weights, const bf16* x) {
         return (Floats)_mm512_dpbf16_ps((__m512)sum, weights, (__m512bh)_mm512_set1_epi32(load<int32_t>(x)));
     }
     static inline void enter(Floats x, bf16* y) { narrow(x, y); }
 #else
+    static constexpr int STEPS = 2;
     typedef float Input;  // rounded to bfloat16, and widened once, not at every panel
-    struct Lanes {
-        Floats even, odd;
-    };
+    typedef Floats Lanes;
+    template <int STEP>
     static inline Lanes lanes(const bf16* weights) {
         const Words words = load<Words>(weights);
-        return {(Floats)(words << 16), (Floats)(words & 0xffff0000u)};
+        return STEP == 0 ? (Floats)(words << 16) : (Floats)(words & 0xffff0000u);
     }
-    static inline Floats add(Floats sum, const Lanes& weights, const float* x) {
-        return multiply_add(multiply_add(sum, weights.even, all(x[0])), weights.odd, all(x[1]));
-    }
+    static inline Floats add(Floats sum, Lanes weights, const float* x) { return multiply_add(sum, weights, all(*x)); }
     static inline void enter(Floats x, float* y) { narrow((Floats)(upper(x) << 16), y); }
 #endif
 };
@@ -123,6 +124,7 @@ struct Product<bf16> {
 // Whole numbers from -127 to 127, all of which bfloat16 holds exactly; the scale of each output comes after the sum.
 template <>
 struct Product<int8_t> : Product<bf16> {
+    template <int STEP>
     static inline Lanes lanes(const int8_t* weights) {
 #ifdef __AVX512BF16__
         const __m512i low = _mm512_cvtepi8_epi32(load<__m128i>(weights));
@@ -130,8 +132,7 @@ struct Product<int8_t> : Product<bf16> {
         return _mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(high), _mm512_cvtepi32_ps(low));
 #else
         const Shorts pairs = load<Shorts>(weights);
-        const Shorts even = (Shorts)((Halves)pairs << 8) >> 8, odd = pairs >> 8;
-        return {__builtin_convertvector(even, Floats), __builtin_convertvector(odd, Floats)};
+        return __builtin_convertvector(STEP == 0 ? (Shorts)((Halves)pairs << 8) >> 8 : pairs >> 8, Floats);
 #endif
     }
 };
@@ -190,6 +191,20 @@ struct Packed {
 
 constexpr int AHEAD = 4096;  // bytes of weights that are asked for before they are needed; measured
 
+template <class W, int R, int STEP>
+inline void panel_step(const W* weights, const typename Product<W>::Input* x, Floats (&sum)[R][PARTS]) {
+    constexpr int PAIR = Product<W>::PAIR;
+    typename Product<W>::Lanes lanes[PARTS];
+#pragma GCC unroll 4
+    for (int part = 0; part < PARTS; part++)
+        lanes[part] = Product<W>::template lanes<STEP>(weights + part * LANES * PAIR);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; part++)
+            sum[r][part] = Product<W>::add(sum[r][part], lanes[part], x + r * PAIR + STEP);
+}
+
 // One panel of weights times a block of R rows: sums [R][PARTS].
 template <class W, int R>
 inline void panel_rows(const W* panel, const typename Product<W>::Input* x, int k, Floats* sums) {
@@ -199,15 +214,8 @@ inline void panel_rows(const W* panel, const typename Product<W>::Input* x, int 
         for (int part = 0; part < PARTS; part++) sum[r][part] = Floats{};
     for (int i = 0; i < k; i += PAIR) {
         if (R > 3) __builtin_prefetch(reinterpret_cast<const char*>(panel + i * PANEL) + AHEAD);
-        typename Product<W>::Lanes weights[PARTS];
-#pragma GCC unroll 4
-        for (int part = 0; part < PARTS; part++)
-            weights[part] = Product<W>::lanes(panel + i * PANEL + part * LANES * PAIR);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-            for (int part = 0; part < PARTS; part++)
-                sum[r][part] = Product<W>::add(sum[r][part], weights[part], x + i * R + r * PAIR);
+        panel_step<W, R, 0>(panel + i * PANEL, x + i * R, sum);
+        if constexpr (Product<W>::STEPS == 2) panel_step<W, R, 1>(panel + i * PANEL, x + i * R, sum);
     }
     for (int r = 0; r < R; r++)
         for (int part = 0; part < PARTS; part++) sums[r * PARTS + part] = sum[r][part];
