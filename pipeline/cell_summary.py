@@ -18,7 +18,7 @@ from decoding import SpeculativeDecoder, TargetModel
 from pipeline.batch_speed import measure_batch
 from pipeline.clock import measure_limits
 from pipeline.files import sha256_of, sha256_of_all
-from pipeline.machine import describe_machine, git_state, package_versions
+from pipeline.machine import git_state, package_versions, processor_name
 from pipeline.methods import Generates
 from pipeline.power import figures as power_figures
 from pipeline.record import Record
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def hardware_name(device: torch.device) -> str:
     """Return the GPU's or the processor's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(describe_machine()["cpu"])
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def part_bytes_of(method: Generates) -> int:

@@ -40,6 +40,8 @@ PACKAGES = (
 )
 # The instruction sets that decide how fast a matrix product is.
 FLAGS = ("avx2", "avx512", "amx", "f16c", "asimd", "sve", "bf16", "i8mm")
+# Of those of x86 the one that says most, first.
+WIDEST = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -54,6 +56,12 @@ def describe_machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def processor_name() -> str:
+    """Return the processor's name with its widest instruction set: virtual machines call unlike processors alike."""
+    model, flags = _cpu()
+    return ", ".join([model, *(name for flag, name in WIDEST.items() if flag in flags)][:2])
 
 
 def package_versions() -> dict[str, str]:

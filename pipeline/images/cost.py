@@ -31,7 +31,7 @@ from pipeline.files import atomic_write
 from pipeline.images.patches import check_side
 from pipeline.images.prefill import prefill, prepare
 from pipeline.images.records import BASELINE, TOKENIZER_RECORD, TOKENS, read_arrays, read_record
-from pipeline.machine import describe_machine
+from pipeline.machine import processor_name
 from pipeline.statistics import paired_speedup
 
 
@@ -97,7 +97,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             found = measure_side(arrays[f"ids_{side}"], shape, given.windows, given.repeats, threads)
             rows += [{"side": side, "patch_size": record["patch_size"], **row} for row in found]
     return {
-        "hardware": describe_machine()["cpu"],
+        "hardware": processor_name(),
         "num_threads": threads,
         "load_before": load,
         "backbone": given.backbone,

@@ -26,7 +26,7 @@ from pipeline.files import atomic_write
 from pipeline.images.data import NUM_CLASSES
 from pipeline.images.generate import load_generator
 from pipeline.images.records import BASELINE, MODEL_RECORD, NO_GUIDANCE, read_record
-from pipeline.machine import describe_machine
+from pipeline.machine import processor_name
 from pipeline.statistics import paired_speedup
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         batch = [i % NUM_CLASSES for i in range(given.batch_size)]
         together = in_turn(generators, BATCH_TRIALS, dict.fromkeys(range(BATCH_TRIALS), batch))
     return {
-        "hardware": describe_machine()["cpu"],
+        "hardware": processor_name(),
         "num_threads": torch.get_num_threads(),
         "load_before": load,
         "rows": rows_of(alone, together, given.batch_size),

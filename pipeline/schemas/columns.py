@@ -45,7 +45,7 @@ def _score(name: str, meaning: str) -> pa.Column:
 COLUMNS: dict[str, pa.Column] = {
     # which cell this is
     "profile": text("configuration profile of the run", str_matches=NOT_EMPTY),
-    "hardware": text("CPU, or GPU, that the cell ran on; empty if it failed before it knew"),
+    "hardware": text("CPU and its widest vectors, or GPU, that the cell ran on; empty if it failed before it knew"),
     "device": text("where the model ran; empty if the cell failed", isin=["cpu", "cuda", ""]),
     "dtype": text(
         "type of the weights and of the arithmetic; `int8`: weights in int8, arithmetic in bfloat16",

@@ -1,0 +1,24 @@
+"""What a row calls the machine that it was measured on."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline import machine
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({"avx2", "avx512f", "avx512_bf16", "amx_bf16"}, "AMD EPYC, AMX"),
+        ({"avx2", "avx512f", "avx512_bf16"}, "AMD EPYC, AVX512-BF16"),
+        ({"avx2", "avx512f"}, "AMD EPYC, AVX-512"),
+        ({"avx2"}, "AMD EPYC, AVX2"),
+        (set(), "AMD EPYC"),
+    ],
+)
+def test_processors_of_one_name_are_told_apart_by_what_they_can(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], name: str
+) -> None:
+    monkeypatch.setattr(machine, "_cpu", lambda: ("AMD EPYC", flags))
+    assert machine.processor_name() == name
