@@ -34,7 +34,7 @@ clean:
 	rm -rf $(VENV)
 
 # Written last, so that a half-made environment is made again, and when the packages it should hold have changed.
-# --no-compile: Python compiles a module when it first imports it; compiling all of them takes longer than all the rest.
+# Compiled on all cores, for pip takes one, and this is most of its time; some files of the packages are not Python.
 $(VENV)/complete: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "error: $(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.12" >&2; exit 2; }
@@ -44,4 +44,5 @@ $(VENV)/complete: requirements.lock pyproject.toml
 	@rm -f $@
 	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN) pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock -e '.[dev]'
+	@$(RUN) compileall -qq -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	touch $@
