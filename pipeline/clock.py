@@ -33,6 +33,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from decoding.linear import can_pack
 from decoding.native import can_sum, sum_of
 
 # Not the environment's temporary folder, which may be another for each job: the lock is the machine's.
@@ -100,7 +101,7 @@ class Limits:
 
     Attributes:
         bandwidth_bytes_per_s: reading memory with all threads.
-        flops_per_s: multiplying large matrices in the cell's dtype, or in float32 where a processor is faster in that.
+        flops_per_s: multiplying large matrices in the cell's dtype, or in float32 where a processor lacks that.
     """
 
     bandwidth_bytes_per_s: float
@@ -122,16 +123,11 @@ def measure_limits(device: torch.device, dtype: torch.dtype, trials: int = 5) ->
     """
     side, queued = (8192, 20) if device.type == "cuda" else (2048, 1)
     bandwidth = _bandwidth(device, side, queued, trials)  # apart, so that what it read is freed
-    if device.type == "cpu":
-        # A processor without arithmetic in bfloat16: torch is a hundred times slower in it, and the compiled engine
-        # multiplies in float32. A small product tells.
-        dtype = max((dtype, torch.float32), key=lambda one: _flops_per_s(device, one, 256, 1, 1))
-    return Limits(bandwidth, _flops_per_s(device, dtype, side, queued, trials))
-
-
-def _flops_per_s(device: torch.device, dtype: torch.dtype, side: int, queued: int, trials: int) -> float:
+    if device.type == "cpu" and not can_pack(device, dtype):
+        # No arithmetic in this dtype: torch is a hundred times slower in it, and the compiled engine is in float32.
+        dtype = torch.float32
     matrix = torch.ones(side, side, device=device, dtype=dtype)
-    return 2 * side**3 / _best_s(lambda: matrix.matmul(matrix), device, queued, trials)
+    return Limits(bandwidth, 2 * side**3 / _best_s(lambda: matrix.matmul(matrix), device, queued, trials))
 
 
 def _bandwidth(device: torch.device, side: int, queued: int, trials: int) -> float:

@@ -174,7 +174,7 @@ COLUMNS: dict[str, pa.Column] = {
     "bandwidth_bytes_per_s": real("bytes/s", "measured memory bandwidth, the limit that `mbu` refers to", gt=0.0),
     "flops_per_s": real(
         "operations/s",
-        "measured speed of matrix products in the dtype, or in float32 if faster: the limit that `mfu` refers to",
+        "measured speed of matrix products in the dtype, or float32 if the CPU lacks it: what `mfu` refers to",
         gt=0.0,
     ),
     "mbu": real(
