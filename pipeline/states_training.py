@@ -25,7 +25,7 @@ from transformers import Trainer, TrainingArguments
 from pipeline.errors import UserError, tell
 from pipeline.files import atomic_write
 from pipeline.heads_states import States
-from pipeline.training_work import last_checkpoint
+from pipeline.training_work import keep_freed_memory, last_checkpoint, trains_in_bfloat16
 
 Settings = TypeVar("Settings")
 
@@ -66,7 +66,7 @@ def fit(
         weight_decay=0.0,
         optim="adamw_torch_fused",
         use_cpu=on_cpu,
-        bf16=not on_cpu or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        bf16=trains_in_bfloat16(),
         logging_steps=10,
         save_steps=save_steps,
         save_total_limit=1,
@@ -77,6 +77,7 @@ def fit(
         label_names=["labels"],
         dataloader_pin_memory=not on_cpu,
     )
+    keep_freed_memory()
     # Nothing is collated: the data hands out whole batches.
     trainer = Trainer(model=module, args=arguments, train_dataset=data, data_collator=lambda batch: batch)  # type: ignore[arg-type, return-value]
     last = last_checkpoint(work / "checkpoints")

@@ -23,55 +23,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from pipeline.arguments import json_object
 from pipeline.errors import UserError, command, nearest, tell
 from pipeline.files import atomic_write, sha256_of, sha256_of_all
 from pipeline.generators import GENERATORS, TWIN
 from pipeline.registry import find, import_target
+from pipeline.trainer import Recipe, make_trainer
 from pipeline.training_examples import Batches, read_examples
 from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CHECKPOINTS = 10  # in the course of a training, and as often the validation loss is measured
 VALIDATION_EXAMPLES = 256
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How long and how fast a model learns; the same for a twin and all that is compared with it."""
-
-    steps: int = 600
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    dropout: float = 0.0
-    length_pool: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value <= 0 and name not in ("seed", "weight_decay", "dropout"):
-                raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"--dropout must be at least 0 and below 1, not {self.dropout}")
-
-
-@runtime_checkable
-class ChangesInTraining(Protocol):
-    """A model whose loss changes in the course of training."""
-
-    def set_progress(self, fraction: float) -> None:
-        """Take note of the share of training that is done."""
 
 
 def make_model(
@@ -124,66 +95,6 @@ def checked(config_class: Any, values: dict[str, Any]) -> Any:
         raise UserError(f"{config_class.__name__}: {error}") from error
 
 
-def training_arguments(recipe: Recipe, work: Path) -> TrainingArguments:
-    """Return what transformers' Trainer is told; under a launcher it finds the other processes by itself."""
-    import torch
-    from transformers import TrainingArguments
-
-    on_cpu = not torch.cuda.is_available()
-    every = max(1, recipe.steps // CHECKPOINTS)
-    return TrainingArguments(
-        output_dir=str(work / "checkpoints"),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=1,  # an item is a whole batch
-        per_device_eval_batch_size=1,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, recipe.steps // 20),
-        weight_decay=recipe.weight_decay,
-        adam_beta2=0.98,
-        optim="adamw_torch_fused",
-        use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
-        bf16=not on_cpu or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-        eval_strategy="steps",
-        eval_steps=every,
-        save_steps=every,
-        save_total_limit=1,
-        logging_steps=max(1, recipe.steps // 50),
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        report_to="none",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        prediction_loss_only=True,
-        dataloader_pin_memory=not on_cpu,
-    )
-
-
-def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, recipe: Recipe, work: Path) -> Trainer:
-    """Return transformers' Trainer over whole batches; the model is given the recipe's dropout."""
-    from transformers import Trainer, TrainerCallback
-
-    from shuffle.dropout import add_dropout
-
-    class Progress(TrainerCallback):
-        """Tells a model that changes in the course of training how far it is."""
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            if isinstance(model, ChangesInTraining):
-                model.set_progress(state.global_step / state.max_steps)
-
-    add_dropout(model, recipe.dropout)
-    return Trainer(
-        model=model,
-        args=training_arguments(recipe, work),
-        train_dataset=train,
-        eval_dataset=validation,
-        data_collator=lambda items: items[0],
-        callbacks=[Progress()],
-    )
-
-
 def train(given: argparse.Namespace) -> None:
     """Do all that the command line asks for.
 
@@ -192,6 +103,8 @@ def train(given: argparse.Namespace) -> None:
     """
     import torch
     from transformers import AutoTokenizer, set_seed
+
+    from shuffle.examples import collate_causal
 
     recipe = Recipe(**{name: getattr(given, name) for name in asdict(Recipe())})
     texts = read_examples(given.pairs, given.distilled)
@@ -202,7 +115,7 @@ def train(given: argparse.Namespace) -> None:
     if not torch.cuda.is_available():
         # On texts this short the backward pass of the CPU's SDPA kernel alone takes a quarter of a step.
         model.set_attn_implementation("eager")
-    collate = getattr(type(model), "collate", None)
+    collate = getattr(type(model), "collate", collate_causal)
     batches = Batches(texts["train"], recipe.batch_size, recipe.steps, recipe.seed, collate, recipe.length_pool)
     validation = Batches(texts["validation"][:VALIDATION_EXAMPLES], recipe.batch_size, None, recipe.seed, collate)
     settings = description(given, recipe)

@@ -36,7 +36,14 @@ from pipeline.draft_objective import IGNORED, DraftObjective, Row, cut_draft, me
 from pipeline.errors import UserError, command, tell
 from pipeline.files import atomic_write, sha256_of
 from pipeline.selfgen import most_frequent
-from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
+from pipeline.training_work import (
+    keep_freed_memory,
+    last_checkpoint,
+    prepared_work,
+    publish,
+    trains_in_bfloat16,
+    write_loss_curve,
+)
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -116,7 +123,7 @@ def train(objective: DraftObjective, batches: list[dict[str, Tensor]], epochs: i
         lr_scheduler_type="cosine",
         warmup_steps=min(20, len(batches)),
         weight_decay=0.01,
-        bf16=True,
+        bf16=trains_in_bfloat16(),
         use_cpu=not torch.cuda.is_available(),
         save_steps=CHECKPOINT_STEPS,
         save_total_limit=1,
@@ -125,6 +132,7 @@ def train(objective: DraftObjective, batches: list[dict[str, Tensor]], epochs: i
         report_to=[],
         remove_unused_columns=False,
     )
+    keep_freed_memory()
     trainer = Trainer(
         model=objective,
         args=arguments,

@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.errors import UserError
 from pipeline.tasks.source import Document, keep, read_jsonl
-from shuffle.examples import Example, collate_joined
+from shuffle.examples import Example
 
-Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
+Collate = Callable[[Sequence[Example]], dict[str, Any]]
 
 
 def read_examples(pairs: Path, distilled: Path | None = None) -> dict[str, list[Example]]:
@@ -79,7 +78,7 @@ class Batches(Dataset[dict[str, Any]]):
         batch_size: examples a batch.
         num_batches: as many as this, over as many epochs as it takes; None: each example once.
         seed: of the order.
-        collate: makes tensors of examples; one sequence of prompt and target, if None.
+        collate: makes a model's arguments of examples.
         length_pool: batches whose examples are sorted by length together; 1: none are.
     """
 
@@ -89,10 +88,10 @@ class Batches(Dataset[dict[str, Any]]):
         batch_size: int,
         num_batches: int | None,
         seed: int,
-        collate: Collate | None,
+        collate: Collate,
         length_pool: int = 1,
     ) -> None:
-        self.examples, self.collate = examples, collate or collate_joined
+        self.examples, self.collate = examples, collate
         lengths = [len(example.prompt_ids) + len(example.target_ids) for example in examples]
         drawn: list[list[int]] = []
         for epoch in _epochs(lengths, batch_size, seed, length_pool):

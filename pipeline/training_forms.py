@@ -179,4 +179,3 @@ def written_material(
                 found.setdefault(text)
     return list(found)
 
-

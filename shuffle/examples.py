@@ -4,12 +4,13 @@ Example::
 
     batch = collate_pairs([Example((5, 6), (7, 8, 2))])      # input_ids [1, 2], attention_mask [1, 2], labels [1, 3]
     batch = collate_joined([Example((5, 6), (7, 8, 2))])     # input_ids [1, 5], ..., labels -100 -100 7 8 2
+    batch = collate_causal([Example((5, 6), (7, 8, 2))])     # input_ids [1, 5], ..., labels [1, 4]
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -52,4 +53,21 @@ def collate_joined(examples: Sequence[Example], pad_id: int = 0) -> dict[str, Te
         "input_ids": padded(rows, pad_id),
         "attention_mask": padded([[1] * len(row) for row in rows], 0),
         "labels": padded([[IGNORED] * len(prompt) + [*target] for prompt, target in examples], IGNORED),
+    }
+
+
+def collate_causal(examples: Sequence[Example], pad_id: int = 0) -> dict[str, Any]:
+    """Return what a causal language model of transformers takes: sequences ``[B, T]`` that end together.
+
+    Their targets then lie in the last columns of the batch, and logits of more (``logits_to_keep``; ``labels`` are as
+    many) are not computed: over half the columns hold prompts, and a small model's head is a third of its arithmetic.
+    """
+    rows = [[*prompt, *target] for prompt, target in examples]
+    keep = 1 + max(len(target) for _, target in examples)  # the token before a target predicts its first one
+    return {
+        "input_ids": padded(rows, pad_id, left=True),
+        "attention_mask": padded([[1] * len(row) for row in rows], 0, left=True),
+        "position_ids": padded([range(len(row)) for row in rows], 0, left=True),
+        "labels": padded([[IGNORED] * (keep - len(target)) + [*target] for _, target in examples], IGNORED),
+        "logits_to_keep": keep,
     }

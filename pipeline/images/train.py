@@ -26,7 +26,8 @@ from pipeline.errors import UserError, command
 from pipeline.files import sha256_of, sha256_of_all
 from pipeline.images.data import NUM_CLASSES
 from pipeline.images.records import MODEL_RECORD, TOKENIZER_RECORD, TOKENS, read_arrays, read_record
-from pipeline.train import Recipe, checked, make_trainer
+from pipeline.train import checked
+from pipeline.trainer import Recipe, make_trainer
 from pipeline.training_examples import Batches
 from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
 from shuffle.examples import Example

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import UserError
 from pipeline.pairs import pairs_of, split_file, train_tokenizer, without, write_pairs
 from pipeline.tasks import verbalized
 from pipeline.training_examples import Batches, read_examples
-from shuffle.examples import Example, collate_joined, collate_pairs
+from shuffle.examples import Example, collate_causal, collate_joined, collate_pairs
 
 
 def given(output: Path, **changes: Any) -> argparse.Namespace:
@@ -131,6 +132,28 @@ def test_collated_texts_lie_where_they_should() -> None:
     assert joined["input_ids"].tolist() == [[5, 6, 7, 8, 2], [9, 3, 4, 2, 0]]
     assert joined["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 1, 0]]
     assert joined["labels"].tolist() == [[-100, -100, -100, 8, 2], [-100, 3, 4, 2, -100]]
+    causal = collate_causal(examples)
+    assert causal["input_ids"].tolist() == [[5, 6, 7, 8, 2], [0, 9, 3, 4, 2]]
+    assert causal["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 1, 2, 3]]
+    assert causal["labels"].tolist() == [[-100, -100, 8, 2], [-100, 3, 4, 2]]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_twin_learns_as_much_from_the_columns_of_targets_as_from_all(attention: str) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=24, attn_implementation=attention, **shape))
+    examples = [Example((5, 6, 7, 9), (8, 2)), Example((9,), (3, 4, 5, 6, 2)), Example((4, 4), (2,))]
+
+    def learned(batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        return loss.item(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    (loss, gradient), (expected, whole) = learned(collate_causal(examples)), learned(collate_joined(examples))
+    assert loss == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(gradient, whole, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""How a twin, a parallel generator or an image model is trained: the recipe, and transformers' Trainer set up for it.
+
+Example::
+
+    trainer = make_trainer(model, Batches(...), Batches(...), Recipe(steps=600), work)
+    trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from pipeline.errors import UserError
+from pipeline.training_examples import Batches
+from pipeline.training_work import keep_freed_memory, trains_in_bfloat16
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+CHECKPOINTS = 10  # in the course of a training, and as often the validation loss is measured
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast a model learns; the same for a twin and all that is compared with it."""
+
+    steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    dropout: float = 0.0
+    length_pool: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value <= 0 and name not in ("seed", "weight_decay", "dropout"):
+                raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout must be at least 0 and below 1, not {self.dropout}")
+
+
+@runtime_checkable
+class ChangesInTraining(Protocol):
+    """A model whose loss changes in the course of training."""
+
+    def set_progress(self, fraction: float) -> None:
+        """Take note of the share of training that is done."""
+
+
+def training_arguments(recipe: Recipe, work: Path) -> TrainingArguments:
+    """Return what transformers' Trainer is told; under a launcher it finds the other processes by itself."""
+    import torch
+    from transformers import TrainingArguments
+
+    on_cpu = not torch.cuda.is_available()
+    every = max(1, recipe.steps // CHECKPOINTS)
+    return TrainingArguments(
+        output_dir=str(work / "checkpoints"),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=1,  # an item is a whole batch
+        per_device_eval_batch_size=1,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, recipe.steps // 20),
+        weight_decay=recipe.weight_decay,
+        adam_beta2=0.98,
+        optim="adamw_torch_fused",
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        bf16=trains_in_bfloat16(),
+        eval_strategy="steps",
+        eval_steps=every,
+        save_steps=every,
+        save_total_limit=1,
+        logging_steps=max(1, recipe.steps // 50),
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+        dataloader_pin_memory=not on_cpu,
+    )
+
+
+def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, recipe: Recipe, work: Path) -> Trainer:
+    """Return transformers' Trainer over whole batches; the model is given the recipe's dropout."""
+    from transformers import Trainer, TrainerCallback
+
+    from shuffle.dropout import add_dropout
+
+    class Progress(TrainerCallback):
+        """Tells a model that changes in the course of training how far it is."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if isinstance(model, ChangesInTraining):
+                model.set_progress(state.global_step / state.max_steps)
+
+    keep_freed_memory()
+    add_dropout(model, recipe.dropout)
+    return Trainer(
+        model=model,
+        args=training_arguments(recipe, work),
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=lambda items: items[0],
+        callbacks=[Progress()],
+    )
