@@ -19,7 +19,10 @@ behind the prompt, a clean and a noisy one; a noisy row sees clean rows of earli
     noisy 2        x         x                   x
 
 How long the text is, the model says by an end token. Training fills the last block behind it with end tokens, so that a
-block can be started without knowing where in it the text ends; what is generated behind the first one is cut off.
+block can be started without knowing where in it the text ends; what is generated behind the first one is cut off. This
+filling is not hidden token by token: what of it were left between the masks would give the length away. It is shown
+where the end token is, and otherwise from a place on that may be anywhere behind it, as generation settles it: from the
+block's last place forwards, while the end itself is open.
 
 Example::
 
@@ -143,7 +146,7 @@ class DiffusionTransformer(ParallelModel):
         ratio = mask_ratios(len(target), len(place) // length, self.config.min_mask_ratio, target.device)
         ratio = ratio.repeat_interleave(length, dim=1)
         counted = place < num_blocks[:, None] * length
-        masked = (torch.rand(target.shape, device=target.device) < ratio) & counted
+        masked = hide(ratio, place, target_lengths[:, None], num_blocks[:, None] * length)
         # Nobody sees the clean rows of a last block.
         width = int((prompt_lengths + (num_blocks - 1).clamp(min=0) * length).max())
         noisy = target.masked_fill(masked, self.mask_id)
@@ -165,12 +168,34 @@ def block_causal(blocks: Int[Tensor, "b w"], is_noisy: Bool[Tensor, "b w"]) -> B
     return earlier | own
 
 
+def hide(
+    ratio: Float[Tensor, "b t"],
+    place: Int[Tensor, " t"],
+    target_lengths: Int[Tensor, "b 1"],
+    filled_lengths: Int[Tensor, "b 1"],
+) -> Bool[Tensor, "b t"]:
+    """Draw what is masked: a share of the text's tokens, and of the filling behind it what is before a random place.
+
+    Args:
+        ratio: the probability that a token is masked.
+        place: of the columns, 0 for the first token of a text.
+        target_lengths: tokens of the text, its end token included.
+        filled_lengths: with the filling.
+    """
+    masked = (torch.rand_like(ratio) < ratio) & (place < target_lengths)
+    end_is_masked = masked.gather(1, (target_lengths - 1).clamp(min=0))
+    choices = filled_lengths - target_lengths + 1  # all of the filling is shown, ..., none is
+    shown_from = target_lengths + (torch.rand(choices.shape, device=place.device) * choices).long()
+    return masked | ((place >= target_lengths) & (place < shown_from) & end_is_masked)
+
+
 def mask_ratios(batch: int, num_blocks: int, least: float, device: torch.device) -> Float[Tensor, "b k"]:
     """Return the share t of masked tokens of each block, ``U(least, 1)``.
 
     One random shift of an even grid, so that a batch always holds easy and hard blocks: less variance than independent
-    draws (Kingma et al. 2021, appendix I.1).
+    draws (Kingma et al. 2021, appendix I.1). Dealt out at random: a batch may be sorted by length.
     """
     count = batch * num_blocks
     even = (torch.arange(count, device=device) + torch.rand(1, device=device)) / max(count, 1)
-    return (least + (1 - least) * even).view(batch, num_blocks)
+    dealt = even[torch.randperm(count, device=device)]
+    return (least + (1 - least) * dealt).view(batch, num_blocks)

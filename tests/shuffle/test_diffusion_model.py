@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from shuffle.diffusion.config import DiffusionConfig
 from shuffle.diffusion.energy import causal_scorer, energy, hide_worst, pseudo_log_likelihoods
-from shuffle.diffusion.model import DiffusionTransformer, mask_ratios
+from shuffle.diffusion.model import DiffusionTransformer, hide, mask_ratios
 from shuffle.examples import Example
 
 EOS, L = 2, 4
@@ -42,7 +42,7 @@ def loss_by_hand(model: DiffusionTransformer, seed: int) -> float:
     """One example, one block, one token at a time; the same draws."""
     torch.manual_seed(seed)
     ratios = mask_ratios(len(EXAMPLES), 2, model.config.min_mask_ratio, torch.device("cpu"))
-    draws = torch.rand(len(EXAMPLES), 2 * L)
+    draws, shown = torch.rand(len(EXAMPLES), 2 * L), torch.rand(len(EXAMPLES), 1)
     total, tokens = 0.0, 0
     for i, (prompt, target) in enumerate(EXAMPLES):
         filled = [*target, *[EOS] * (-len(target) % L)]
@@ -51,6 +51,9 @@ def loss_by_hand(model: DiffusionTransformer, seed: int) -> float:
             block = filled[k * L : k * L + L]
             t = float(ratios[i, k])
             hidden = [bool(draws[i, k * L + j] < t) for j in range(L)]
+            if 0 < (filling := (k + 1) * L - len(target)) < L:
+                first_shown = int(float(shown[i, 0]) * (filling + 1))
+                hidden[L - filling :] = [hidden[L - filling - 1] and j < first_shown for j in range(filling)]
             noisy = [MASK if hide else token for hide, token in zip(hidden, block, strict=True)]
             scores = torch.log_softmax(block_logits(model, [*prompt], filled[: k * L], noisy), -1)
             weight = 1 / t if model.config.loss_weighting == "1/t" else 1.0
@@ -67,12 +70,34 @@ def test_loss_is_that_of_each_block_alone(weighting: str, seed: int) -> None:
     assert loss.item() == pytest.approx(loss_by_hand(model, seed), rel=1e-4)
 
 
-def test_loss_with_everything_masked_is_the_mean_surprise_of_the_filled_target() -> None:
-    model = tiny(min_mask_ratio=1 - 1e-9, loss_weighting="1/t")
-    loss = model(**model.collate([EXAMPLES[1]])).loss
-    scores = torch.log_softmax(block_logits(model, [9], [], [MASK] * L), -1)
-    by_hand = -(scores[0, 4] + scores[1, EOS] + scores[2, EOS] + scores[3, EOS]) / 4
+def test_loss_with_everything_masked_is_the_mean_surprise_of_the_target() -> None:
+    model = tiny(min_mask_ratio=1 - 1e-9, loss_weighting="1/t", block_length=6)
+    loss = model(**model.collate([EXAMPLES[0]])).loss
+    scores = torch.log_softmax(block_logits(model, [5, 6, 7], [], [MASK] * 6), -1)
+    by_hand = -sum(scores[place, token] for place, token in enumerate(EXAMPLES[0].target_ids)) / 6
     torch.testing.assert_close(loss, by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_the_filling_does_not_give_the_length_away() -> None:
+    torch.manual_seed(0)
+    count, length, filled = 4000, 5, 12
+    ratio, place = torch.full((count, filled), 0.6), torch.arange(filled)
+    masked = hide(ratio, place, torch.full((count, 1), length), torch.full((count, 1), filled))
+    end, filling = masked[:, length - 1], masked[:, length:]
+    assert masked[:, :length].float().mean() == pytest.approx(0.6, abs=0.02)
+    assert not filling[~end].any()  # the end is known: so is what is behind it
+    shown = (~filling[end]).sum(1)
+    assert torch.equal(
+        filling[end], torch.arange(filled - length) < (filled - length - shown)[:, None]
+    )  # shown from the last
+    shares = torch.bincount(shown, minlength=filled - length + 1) / len(shown)
+    assert shares.tolist() == pytest.approx([1 / 8] * 8, abs=0.03)  # as many as may be: nothing is learned from it
+
+
+def test_ratios_do_not_follow_the_order_of_the_batch() -> None:
+    torch.manual_seed(0)
+    ratios = torch.stack([mask_ratios(64, 1, 0.1, torch.device("cpu"))[:, 0] for _ in range(300)])
+    assert ratios.mean(0).std() < 0.05  # in the order of the grid: 0.26
 
 
 def test_ratios_cover_the_range_evenly() -> None:
