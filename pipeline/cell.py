@@ -115,11 +115,10 @@ class Bench:
     def load_other(self) -> Generates:
         """Load what brings a model of its own: a peer, or a parallel generator."""
         spec = self.spec
-        where: dict[str, Any] = {"precision": self.precision, "device": self.device}
+        where: dict[str, Any] = {"precision": self.precision, "device": self.device, "sampling": self.sampling}
         if METHODS[spec.method].kind == "generator":
             return build_generator(spec.method, spec.options, spec.parts, **where)
-        where |= {"sampling": self.sampling, "device_map": spec.device_map}
-        return build_peer(spec.method, spec.options, spec.model_dir, spec.parts, **where)
+        return build_peer(spec.method, spec.options, spec.model_dir, spec.parts, device_map=spec.device_map, **where)
 
     def load_target(self) -> TargetModel:
         """Load the target model that the baseline, and a drafter, run on."""

@@ -11,6 +11,7 @@ on the engine, many sources at once. By hand::
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from pipeline.errors import UserError, command, tell
@@ -19,11 +20,12 @@ from pipeline.prepare import check_source
 from pipeline.tasks.source import Document, keep, read_jsonl, to_jsonl
 from pipeline.training_examples import check
 
-LONGER = 16  # tokens that an answer may be longer than the longest reference
-
 
 def distilled(model_dir: Path, pairs: Path) -> list[Document]:
     """Return the twin's answer to each source of the train split, once a source.
+
+    One that is no answer, longer than the longest reference, is replaced by its own reference: cut off it would teach a
+    generator to stop in mid-sentence, and whole it would need slots that nothing else needs.
 
     Raises:
         UserError: the twin or the pairs are missing.
@@ -44,9 +46,15 @@ def distilled(model_dir: Path, pairs: Path) -> list[Document]:
     longest = max(map(len, tokenizer(list(train.values()), add_special_tokens=False)["input_ids"]))
     twin = TargetModel.from_pretrained(model_dir, dtype=torch.float32)
     ends = list(twin.end_token_ids)
-    jobs = [Job(tuple(prompt), Ending(longest + LONGER, ends)) for prompt in prompts]
-    answers = [str(tokenizer.decode(found.ids, skip_special_tokens=True)) for found in answer(twin, jobs)]
-    return [{"source": source, "target": target} for source, target in zip(train, answers, strict=True)]
+    jobs = [Job(tuple(prompt), Ending(longest + 1, ends)) for prompt in prompts]  # with the end token
+    found = answer(twin, jobs)
+    if unfinished := sum(not one.finished for one in found):
+        print(f"distill: {unfinished} of {len(found)} answers came to no end: their references stay", file=sys.stderr)
+    said = [str(tokenizer.decode(one.ids, skip_special_tokens=True)) if one.finished else None for one in found]
+    return [
+        {"source": source, "target": reference if text is None else text}
+        for (source, reference), text in zip(train.items(), said, strict=True)
+    ]
 
 
 @command

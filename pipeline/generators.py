@@ -74,6 +74,7 @@ TWIN = "autoregressive"  # what a model of the configuration's ``twins`` is itse
 GENERATORS: Mapping[str, Generator] = {
     "shufflelm": _shufflelm(),
     "shufflelm_distilled": _shufflelm(distilled=True),
+    "shufflelm_distilled_glancing": _shufflelm(distilled=True, glancing=0.5),  # as GLAT is trained
     # one thing removed in turn
     "shufflelm_identity_matching": _shufflelm(matching="identity"),
     "shufflelm_no_mixer": _shufflelm(num_mixer_layers=0),

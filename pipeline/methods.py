@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,19 +93,31 @@ def build_peer(
 
 
 def build_generator(
-    method: str, options: Mapping[str, Any], parts: Mapping[str, Path], *, precision: Precision, device: torch.device
+    method: str,
+    options: Mapping[str, Any],
+    parts: Mapping[str, Path],
+    *,
+    precision: Precision,
+    device: torch.device,
+    sampling: Sampling,
 ) -> ParallelGenerator:
     """Return a model that generates in parallel, loaded from the weights that ``method`` names.
 
+    It draws its tokens as its twin does, by ``sampling``, where ``options`` say nothing else.
+
     Raises:
-        ValueError: an option is out of range, or the weights are to be in int8.
+        ValueError: an option is out of range, the weights are to be in int8, or it cannot sample in this way.
     """
     if precision.weights is not None:
         raise ValueError(f"{method}: weights in {precision.weights} are for models of the autoregressive engine alone")
     entry = find(method, METHODS, "method")
     (weights,) = entry.parts
+    asked = {name: value for name, value in asdict(sampling).items() if value != getattr(Sampling(), name)}
+    for name, value in asked.items():
+        if name not in entry.options:
+            raise ValueError(f"{method} cannot sample with {name}={value}: it has no such option")
     generator: ParallelGenerator = import_target(entry.target).from_pretrained(
-        parts[weights], dtype=precision.arithmetic, device=device, **options, **entry.fixed
+        parts[weights], dtype=precision.arithmetic, device=device, **(asked | dict(options)), **entry.fixed
     )
     return generator
 

@@ -3,7 +3,7 @@
 A name stands for weights (``pipeline.generators``) and for options of what generates with them, so that a curve over
 passes or group sizes has a name for each of its points. Example::
 
-    PARALLEL_METHODS["diffusion_4_passes"].fixed     # {"num_refinement_steps": 4, "confidence_threshold": None}
+    PARALLEL_METHODS["diffusion_4_passes"].fixed     # {"num_refinement_steps": 4}: in 4 passes at most
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ PARALLEL_METHODS: Mapping[str, Method] = {
     "shufflelm_assignment": _generator("shufflelm", SHUFFLE, shuffle_strategy="assignment"),
     "shufflelm_unordered": _generator("shufflelm", SHUFFLE, shuffle_strategy="none"),
     "shufflelm_distilled": _generator("shufflelm_distilled", SHUFFLE),
+    "shufflelm_distilled_glancing": _generator("shufflelm_distilled_glancing", SHUFFLE),
     "shufflelm_identity_matching": _generator("shufflelm_identity_matching", SHUFFLE),
     "shufflelm_no_mixer": _generator("shufflelm_no_mixer", SHUFFLE),
     "shufflelm_glancing": _generator("shufflelm_glancing", SHUFFLE),

@@ -88,13 +88,13 @@ class Runner:
         for folder in parts.values():
             if reason := error_of(folder):
                 raise UserError(reason)
-        where: dict[str, Any] = {"precision": self.precision, "device": self.device}
+        where: dict[str, Any] = {"precision": self.precision, "device": self.device, "sampling": sampling}
         kind = find(name, METHODS, "method").kind
         try:
             if kind == "drafter":
                 return build_decoder(name, options, self.target, parts, sampling)
             if kind == "peer":
-                return build_peer(name, options, self.model_dir, parts, sampling=sampling, **where)
+                return build_peer(name, options, self.model_dir, parts, **where)
             return build_generator(name, options, parts, **where)
         except ValueError as error:
             raise UserError(f"{name}: {error}") from error

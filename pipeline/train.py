@@ -40,6 +40,7 @@ from pipeline.training_examples import Batches, read_examples
 from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VALIDATION_EXAMPLES = 256
@@ -123,6 +124,8 @@ def train(given: argparse.Namespace) -> None:
     trainer = make_trainer(model, batches, validation, recipe, work)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+    # By all processes together: where the weights are sharded, each has only its part.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
         return
     log = trainer.state.log_history
@@ -133,7 +136,7 @@ def train(given: argparse.Namespace) -> None:
         "validation_loss": next((row["eval_loss"] for row in reversed(log) if "eval_loss" in row), None),
         "num_processes": trainer.args.world_size,
     }
-    save(model, tokenizer, given, work, log, record)
+    save(model, weights, tokenizer, given, work, log, record)
 
 
 def description(given: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
@@ -153,6 +156,7 @@ def description(given: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
 
 def save(
     model: PreTrainedModel,
+    weights: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     given: argparse.Namespace,
     work: Path,
@@ -165,12 +169,12 @@ def save(
     if hasattr(model, "generation_config") and model.generation_config is not None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     write_loss_curve(folder, [row for row in log if "loss" in row or "eval_loss" in row])
     if given.generator == TWIN:
-        weights = sha256_of_all(folder.glob("*.safetensors"))
-        record = {"source": f"trained:{given.output.name}", "weights_sha256": weights, **record}
+        digest = sha256_of_all(folder.glob("*.safetensors"))
+        record = {"source": f"trained:{given.output.name}", "weights_sha256": digest, **record}
     name = "source.json" if given.generator == TWIN else "generator.json"
     (folder / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     publish(work, folder, given.output)

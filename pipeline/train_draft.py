@@ -180,6 +180,7 @@ def train_draft(given: argparse.Namespace) -> None:
     before = measured(objective, held_out, shortlist)["agreement"]
     started = time.perf_counter()
     log = train(objective, examples(training, shortlist, given.seed), given.epochs, given.seed, work)
+    objective.cpu()  # where the Trainer found a GPU it left the draft there; it is measured where it was before
     record = settings | {
         "shortlist_size": len(shortlist),
         "output_tokens": sum(len(row["output_ids"]) for row in training),

@@ -54,11 +54,14 @@ def prepared_work(work: Path, settings: Mapping[str, Any]) -> Path:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest checkpoint that a Trainer left in ``folder``."""
+    """Return the newest checkpoint that a Trainer left in ``folder``; one that a kill left in parts is removed."""
     from transformers.trainer_utils import get_last_checkpoint
 
     if not folder.is_dir():
         return None
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").is_file():  # the Trainer writes it last
+            shutil.rmtree(checkpoint)
     found: str | None = get_last_checkpoint(str(folder))  # type: ignore[no-untyped-call]
     return found
 

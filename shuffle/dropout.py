@@ -14,11 +14,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PLACES = ("embed_tokens", "o_proj", "down_proj")  # modules of a Llama
+# Modules of a Llama, and of ShuffleLM's mixers, whose two branches are added to the residual likewise.
+PLACES = ("embed_tokens", "o_proj", "down_proj", "slots_down", "channels_down")
 
 
 def add_dropout(model: nn.Module, probability: float) -> None:
-    """Drop each number of these outputs of a Llama with ``probability``, in training mode; 0 changes nothing.
+    """Drop each number of these outputs with ``probability``, in training mode; 0 changes nothing.
 
     Raises:
         ValueError: the probability is not at least 0 and below 1.

@@ -166,7 +166,8 @@ def choose(
         top = most_likely(logits.flatten(0, 1), 1)
         return top.ids.view(logits.shape[:2]), top.log_probabilities.view(logits.shape[:2]).exp()
     scores = sampling.probabilities(logits).log()
-    uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device, generator=generator)
+    # On the CPU, where the generator is: the same draws on every device.
+    uniform = torch.rand(scores.shape, dtype=torch.float64, generator=generator).to(scores.device)
     ids = (scores - torch.log(-torch.log(uniform))).argmax(-1)
     return ids, torch.softmax(logits.float(), -1).gather(-1, ids[..., None])[..., 0]
 

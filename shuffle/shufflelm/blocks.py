@@ -10,7 +10,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,13 +51,18 @@ def generate_texts(
         tokens = choose_tokens(logits, temperature, generator).tolist()
         for row, i in enumerate(going):
             order = ordering.of(None if scores is None else scores[row], keep[row])
-            texts[i] += [tokens[row][slot] for slot in order]
+            texts[i] += ends_last([tokens[row][slot] for slot in order], ending.end_token_ids)
             cut = end_of(texts[i], len(order), ending, ordering.most or len(tokens[row]))
             del texts[i][cut.kept :]
             if cut.ended or not has_room(model, len(prompts[i]), cut.kept, max_new_tokens):
                 going[row] = -1
         going = [i for i in going if i >= 0]
     return texts
+
+
+def ends_last(block: Sequence[int], end_token_ids: Collection[int]) -> list[int]:
+    """Return a block with its end tokens behind all others: what a kept slot says is part of the text."""
+    return sorted(block, key=lambda token: token in end_token_ids)
 
 
 def end_of(text: Sequence[int], block: int, ending: Ending, most: int) -> Cut:

@@ -33,7 +33,7 @@ class ShuffleConfig(BackboneConfig):
         matching_warmup: share of the training that starts with identity matching, whatever ``matching``.
         alpha: weight of the position in the matching's cost.
         beta: weight of the position in the loss.
-        glancing: share of the wrong slots that are shown their token at the training's start; 0 at its end.
+        glancing: share of the wrong slots that are shown their token at the training's start; 0.6 of that at its end.
         source_copy: start the slots from soft copies of the prompt's embeddings.
         label_smoothing: of the tokens' cross-entropy.
     """

@@ -24,7 +24,7 @@ from decoding.linear import make_linear
 from decoding.requests import ReusedCache
 from decoding.stopping import NO_STRINGS, Ending
 from shuffle.passes import PassClock
-from shuffle.shufflelm.blocks import check_prompt, end_of, generate_texts, has_room
+from shuffle.shufflelm.blocks import check_prompt, end_of, ends_last, generate_texts, has_room
 from shuffle.shufflelm.model import ShuffleLM
 from shuffle.shufflelm.ordering import choose_tokens
 
@@ -96,7 +96,7 @@ class ShuffleGenerator:
         text: list[int] = []
         while True:
             block = self._block([*prompt_ids, *text], cache, generator)
-            text += block
+            text += ends_last(block, self.target.end_token_ids)
             cut = end_of(text, len(block), ending, len(self._slot_ids))
             clock.tick(len(block), first_is_known=True)
             if cut.ended or not has_room(self.model, len(prompt_ids), cut.kept, max_new_tokens):

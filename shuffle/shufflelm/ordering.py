@@ -83,4 +83,5 @@ def choose_tokens(logits: Float[Tensor, "*b v"], temperature: float, generator: 
     if temperature == 0:
         return logits.argmax(-1)
     rows = (logits.float() / temperature).softmax(-1).flatten(0, -2)
-    return torch.multinomial(rows, 1, generator=generator).view(logits.shape[:-1])
+    # On the CPU, where the generator is: the same draws on every device.
+    return torch.multinomial(rows.cpu(), 1, generator=generator).view(logits.shape[:-1]).to(logits.device)

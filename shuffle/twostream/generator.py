@@ -232,5 +232,6 @@ class TwoStreamGenerator:
         """Return a token for each place."""
         if self.sampling.is_greedy:
             return logits.argmax(-1)
-        probabilities = self.sampling.probabilities(logits)
-        return torch.multinomial(probabilities.flatten(0, -2), 1, generator=generator).view(logits.shape[:-1])
+        # On the CPU, where the generator is: the same draws on every device.
+        rows = self.sampling.probabilities(logits).flatten(0, -2).cpu()
+        return torch.multinomial(rows, 1, generator=generator).view(logits.shape[:-1]).to(logits.device)

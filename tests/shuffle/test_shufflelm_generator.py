@@ -52,10 +52,10 @@ def reference(model: ShuffleLM, prompt: list[int], limit: int, strategy: str, th
                 (list(order) for order in itertools.permutations(kept)),
                 key=lambda order: sum(float(scores[k, j]) for j, k in enumerate(order)),
             )
-        for k in kept:
-            text.append(int(output.logits[0, k].argmax()))
-            if text[-1] == 2:
-                return text[:limit]
+        said = [int(output.logits[0, k].argmax()) for k in kept]
+        text += [token for token in said if token != 2]
+        if 2 in said:
+            return [*text, 2][:limit]
         if len(kept) < slots:
             break
     return text[:limit]

@@ -128,7 +128,7 @@ def test_matching_follows_configuration_and_progress(
     assert slots.tolist() == ([[0, 1, 2]] if identity else [[5, 4, 3]])
 
 
-def test_glancing_shows_tokens_at_the_start_and_none_at_the_end() -> None:
+def test_glancing_shows_tokens_in_training_alone_and_fewer_towards_its_end() -> None:
     model = make(glancing=1.0, matching="identity").train()
     seen: list[Tensor] = []
     model.say = lambda ids, real, slots, say=model.say: (seen.append(slots), say(ids, real, slots))[1]
@@ -142,9 +142,13 @@ def test_glancing_shows_tokens_at_the_start_and_none_at_the_end() -> None:
                 assert torch.equal(second[row, slot], model.embed(torch.tensor(token)))
         assert not changed[row, len(target) :].any()
     assert changed.any()
-    seen.clear()
+    shown = [int(changed.sum())]
     model.set_progress(1.0)
     model(**BATCH)
+    shown.append(int((seen[2] != seen[3]).any(-1).sum()))
+    assert shown[1] == pytest.approx(0.6 * shown[0], abs=len(TARGETS) / 2)  # rounded in each text
+    seen.clear()
+    model.eval()(**BATCH)
     assert len(seen) == 1
 
 
