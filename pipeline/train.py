@@ -25,7 +25,6 @@ import argparse
 import json
 import shutil
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,7 @@ from pipeline.generators import GENERATORS, TWIN
 from pipeline.registry import find, import_target
 from pipeline.trainer import Recipe, make_trainer
 from pipeline.training_examples import Batches, read_examples
-from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
+from pipeline.training_work import last_checkpoint, prepared_work, publish, spent_seconds, write_loss_curve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,7 +121,6 @@ def train(given: argparse.Namespace) -> None:
     settings = description(given, recipe)
     work = prepared_work(given.output.with_name(f".{given.output.name}.work"), settings)
     trainer = make_trainer(model, batches, validation, recipe, work)
-    started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     # By all processes together: where the weights are sharded, each has only its part.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -132,7 +130,7 @@ def train(given: argparse.Namespace) -> None:
     record = settings | {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_tokens": sum(len(example.target_ids) for example in texts["train"]),
-        "training_seconds": round(time.perf_counter() - started, 1),
+        "training_seconds": spent_seconds(work),
         "validation_loss": next((row["eval_loss"] for row in reversed(log) if "eval_loss" in row), None),
         "num_processes": trainer.args.world_size,
     }

@@ -24,7 +24,6 @@ import argparse
 import json
 import random
 import shutil
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -41,6 +40,8 @@ from pipeline.training_work import (
     last_checkpoint,
     prepared_work,
     publish,
+    spent_seconds,
+    stopwatch,
     trains_in_bfloat16,
     write_loss_curve,
 )
@@ -138,6 +139,7 @@ def train(objective: DraftObjective, batches: list[dict[str, Tensor]], epochs: i
         args=arguments,
         train_dataset=cast("Dataset[Any]", batches),
         data_collator=lambda examples: cast("dict[str, Any]", examples[0]),
+        callbacks=[stopwatch(work)],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     return [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -178,13 +180,12 @@ def train_draft(given: argparse.Namespace) -> None:
     work = prepared_work(given.output.with_name(f".{given.output.name}.work"), settings)
     objective = DraftObjective(draft, shortlist)
     before = measured(objective, held_out, shortlist)["agreement"]
-    started = time.perf_counter()
     log = train(objective, examples(training, shortlist, given.seed), given.epochs, given.seed, work)
     objective.cpu()  # where the Trainer found a GPU it left the draft there; it is measured where it was before
     record = settings | {
         "shortlist_size": len(shortlist),
         "output_tokens": sum(len(row["output_ids"]) for row in training),
-        "training_seconds": round(time.perf_counter() - started, 1),
+        "training_seconds": spent_seconds(work),
         "agreement_before": before,
         **measured(objective, held_out, shortlist),
     }

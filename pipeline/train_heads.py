@@ -153,9 +153,7 @@ def train_heads(model_dir: Path, text: Path, output: Path, settings: Settings) -
     say(f"top-1 accuracies {', '.join(f'{row[0]:.3f}' for row in accuracies)}; the heads are in {output}")
 
 
-def finish(
-    work: Path, output: Path, heads: MedusaHeads, record: HeadsRecord, curve: list[dict[str, Any]]
-) -> None:
+def finish(work: Path, output: Path, heads: MedusaHeads, record: HeadsRecord, curve: list[dict[str, Any]]) -> None:
     """Write everything into ``work`` and let it become ``output`` at once."""
     folder = work / "heads"
     shutil.rmtree(folder, ignore_errors=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pipeline.errors import UserError
 from pipeline.training_examples import Batches
-from pipeline.training_work import keep_freed_memory, trains_in_bfloat16
+from pipeline.training_work import keep_freed_memory, stopwatch, trains_in_bfloat16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -108,5 +108,5 @@ def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, re
         train_dataset=train,
         eval_dataset=validation,
         data_collator=lambda items: items[0],
-        callbacks=[Progress()],
+        callbacks=[Progress(), stopwatch(work)],
     )

@@ -178,4 +178,3 @@ def written_material(
             if text := cut_written(origin, start + decode(tokens.ids), str(tokenizer.eos_token or "\0")):
                 found.setdefault(text)
     return list(found)
-

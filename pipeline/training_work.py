@@ -15,12 +15,17 @@ import csv
 import ctypes
 import json
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.files import atomic_write
 
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+SECONDS = "seconds"  # the file in which a training's time is noted
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -64,6 +69,29 @@ def last_checkpoint(folder: Path) -> str | None:
             shutil.rmtree(checkpoint)
     found: str | None = get_last_checkpoint(str(folder))  # type: ignore[no-untyped-call]
     return found
+
+
+def stopwatch(work: Path) -> TrainerCallback:
+    """Return what notes the time of the training in ``work`` with every checkpoint: a killed run's part counts too."""
+    from transformers import TrainerCallback
+
+    class Stopwatch(TrainerCallback):
+        started, before = time.perf_counter(), 0.0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            # What was noted is of the checkpoint that is gone on with; without one all begins anew.
+            self.started, self.before = time.perf_counter(), spent_seconds(work) if state.global_step else 0.0
+
+        def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            atomic_write(work / SECONDS, f"{self.before + time.perf_counter() - self.started}\n")
+
+    return Stopwatch()
+
+
+def spent_seconds(work: Path) -> float:
+    """Return the time that a training took up to its last checkpoint, of which the Trainer writes one at the end."""
+    file = work / SECONDS
+    return round(float(file.read_text(encoding="utf-8")), 1) if file.is_file() else 0.0
 
 
 def write_loss_curve(folder: Path, log: Iterable[Mapping[str, Any]]) -> None:

@@ -16,7 +16,6 @@ import argparse
 import json
 import shutil
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from pipeline.images.records import MODEL_RECORD, TOKENIZER_RECORD, TOKENS, read
 from pipeline.train import checked
 from pipeline.trainer import Recipe, make_trainer
 from pipeline.training_examples import Batches
-from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
+from pipeline.training_work import last_checkpoint, prepared_work, publish, spent_seconds, write_loss_curve
 from shuffle.examples import Example
 
 
@@ -70,14 +69,12 @@ def train(given: argparse.Namespace) -> None:
     settings = {"tokens_sha256": sha256_of(given.tokens / TOKENS), "backbone": given.backbone, **own, **asdict(recipe)}
     work = prepared_work(given.output.with_name(f".{given.output.name}.work"), settings)
     trainer = make_trainer(model, batches, validation, recipe, work)
-    started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
-    seconds = round(time.perf_counter() - started, 1)
     log = trainer.state.log_history
     record = settings | {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_images": len(learned),
-        "training_seconds": seconds,
+        "training_seconds": spent_seconds(work),
         "validation_loss": next((row["eval_loss"] for row in reversed(log) if "eval_loss" in row), None),
     }
     save(model, log, record, work, given.output)

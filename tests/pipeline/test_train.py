@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.distill import distilled
 from pipeline.generators import GENERATORS
 from pipeline.registry import import_target
-from pipeline.training_work import last_checkpoint
+from pipeline.training_work import last_checkpoint, spent_seconds
 from tests.pipeline.test_pairs import given, write_pairs
 
 BACKBONE = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 96}
@@ -134,10 +134,13 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(pairs: Path, t
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not killed.exists()
+    first_part = spent_seconds(tmp_path / ".killed.work")
+    assert first_part > 0
     run("diffusion", pairs, killed, steps=30)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (killed, whole))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
+    assert json.loads((killed / "generator.json").read_text())["training_seconds"] > first_part
     assert not list(tmp_path.glob(".*.work"))
 
 
