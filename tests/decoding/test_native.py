@@ -55,6 +55,23 @@ def test_gives_what_transformers_gives(tmp_path: Path, member: str) -> None:
         torch.testing.assert_close(logits[node], logits_of(model, ids), atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "close"), [("float32", 1e-3), ("bfloat16", 0.15)])
+def test_gates_far_below_zero_are_closed(tmp_path: Path, kind: str, close: float) -> None:
+    """silu(g) = g / (1 + exp(-g)) is 0 where exp(-g) is beyond float32, and not g."""
+    model = save_model(tmp_path, "qwen2")
+    gates: list[Tensor] = []
+    for layer in model.model.layers:
+        layer.mlp.gate_proj.weight.data.mul_(120)
+        layer.mlp.down_proj.weight.data.mul_(1 / 120)
+        layer.mlp.gate_proj.register_forward_hook(lambda module, inputs, output: gates.append(output))
+    model.save_pretrained(tmp_path)
+    expected = logits_of(model, PROMPT)
+    assert min(float(gate.min()) for gate in gates) < -350
+    target = load(tmp_path, kind)
+    logits = target.prefill(target.new_cache(256), PROMPT).logits[0]
+    torch.testing.assert_close(logits, expected, atol=close, rtol=close)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("member", ["llama", "qwen3"])
 @pytest.mark.parametrize("length", [1, 15, 16, 37])
