@@ -154,8 +154,7 @@ class DraftModel:
         if cache.length == 0:
             self.model.prefill(cache, self._pending)
         else:
-            self.model.read(cache, CandidateTree.chain(self._pending[0], self._pending[1:]))
-            cache.keep(range(len(self._pending)))
+            self.model.extend(cache, self._pending)
         self.num_forwards += 1
         self._held.extend(self._pending)
         self._pending = []

@@ -95,7 +95,7 @@ class SpeculativeDecoder:
         self, target: TargetModel, drafter: Drafter, sampling: Sampling = GREEDY, verify: Verify = verify
     ) -> None:
         self.target, self.drafter, self.sampling, self.verify = target, drafter, sampling, verify
-        self._caches = ReusedCache(target, on_new=target.prepare)
+        self._caches = ReusedCache(target, on_new=lambda cache: target.prepare(cache, drafter.max_width))
 
     def generate(
         self,

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from decoding import CandidateTree, TargetModel
+from decoding import TargetModel
 from decoding.cache import KVCache
 from decoding.ranking import choices, most_likely
 from decoding.stopping import Ending
@@ -100,10 +100,7 @@ class _Row:
         self.cache.length = shared
         if shared == 0:
             return target.prefill(self.cache, prompt)
-        rest = prompt[shared:]
-        output = target.read(self.cache, CandidateTree.chain(rest[0], rest[1:]))
-        self.cache.keep(range(len(rest)))
-        return TreeOutput(output.logits[-1:], output.hidden[-1:])
+        return target.extend(self.cache, prompt[shared:])
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:
