@@ -157,6 +157,11 @@ class TargetModel:
         return "cuda-graph" if self._graphs is not None and self._graphs.in_use else "eager"
 
     @property
+    def captures(self) -> bool:
+        """Whether forward passes are captured as graphs here, if they can be."""
+        return self._graphs is not None
+
+    @property
     def parameter_bytes(self) -> int:
         """Bytes of one weight."""
         return 1 if self.weight_type == "int8" else self.dtype.itemsize
