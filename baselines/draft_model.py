@@ -13,7 +13,8 @@ ranks in the shortlist, and :attr:`DraftModel.token_ids` says which tokens they 
 Example::
 
     draft = DraftModel.from_pretrained("results/draft", target=target)
-    draft.begin(capacity=512)
+    draft.prepare(num_tokens=512, tree_width=1)
+    draft.begin()
     draft.sync(context)                                        # the cache holds all of it but the last token
     output = draft.read(CandidateTree.chain(context[-1], ()))  # logits [1, S]
     token = draft.token_of(int(output.logits[0].argmax()))
@@ -103,6 +104,17 @@ class DraftModel:
         spread[..., self._rows.to(spread.device)] = probabilities
         return spread
 
+    def prepare(self, num_tokens: int, tree_width: int) -> None:
+        """Do before the clock starts what a text of up to ``num_tokens`` and trees up to ``tree_width`` would need.
+
+        The cache is allocated for all of it, and on CUDA the graphs are captured: those of missing tokens ahead of a
+        tree among them. A cache that holds a text is emptied.
+        """
+        widest = MOST_PENDING + tree_width
+        capacity = self.model.capacity_for(min(num_tokens, self.max_context), widest)
+        self.begin(capacity)
+        self.model.prepare(self._started(), widest)
+
     def begin(self, capacity: int = 0) -> None:
         """Start a new text, for which ``capacity`` rows are set aside; more are added when they are needed."""
         self._held, self._pending, self._last_tree = [], [], None
@@ -154,8 +166,7 @@ class DraftModel:
         if cache.length == 0:
             self.model.prefill(cache, self._pending)
         else:
-            self.model.read(cache, CandidateTree.chain(self._pending[0], self._pending[1:]))
-            cache.keep(range(len(self._pending)))
+            self.model.extend(cache, self._pending)
         self.num_forwards += 1
         self._held.extend(self._pending)
         self._pending = []

@@ -43,8 +43,6 @@ from decoding import CandidateTree, Sampling, TargetModel, Verdict
 from decoding.ranking import choices
 from decoding.verify import greedy_path
 
-ROOM = 256  # rows of the draft's cache set aside for a text behind its prompt
-
 
 class OuroborosDrafter:
     """Proposes a draft model's draft with the pool's phrases at its end.
@@ -146,6 +144,11 @@ class OuroborosDrafter:
             seed=seed,
         )
 
+    def prepare(self, num_tokens: int) -> None:
+        """Make the draft model ready for a text of up to ``num_tokens``: a draft may reach behind its end."""
+        longest = self.num_draft_tokens + self.lookahead.max_width
+        self.draft.prepare(num_tokens + longest, self.lookahead.max_width)
+
     def begin(self, prompt_ids: Sequence[int]) -> None:
         """Start a new text, with the last one's pool if warm; the draft model reads the prompt."""
         if self.warm_start:
@@ -155,7 +158,7 @@ class OuroborosDrafter:
         self._num_read, self._num_counted = 0, self.draft.num_forwards
         self._chain, self._suffixes = [], []
         self._read(prompt_ids)
-        self.draft.begin(capacity=len(prompt_ids) + ROOM)
+        self.draft.begin()
         if len(prompt_ids) < self.draft.max_context:
             self.draft.sync([*prompt_ids, 0])  # all of the prompt; the token behind it is not known yet
 

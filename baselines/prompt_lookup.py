@@ -4,14 +4,17 @@ Texts repeat themselves and their prompts: names, quoted sentences, variables. T
 context that occurs earlier is looked up and what followed it is the draft (Saxena 2023, "Prompt Lookup Decoding";
 Yang et al. 2023, "Inference with Reference"). No model, no training.
 
-An index from each n-gram to where it last and first ended is kept as the context grows, so a look-up costs the n-gram's
-hash and not a scan of the context.
+What followed may reach the end of the context; the copy then goes on over the draft itself, so that a text that goes
+round in a loop, however short, is drafted as far as the draft may go.
+
+An index from each n-gram to where it last ended is kept as the context grows, so a look-up costs the n-gram's hash and
+not a scan of the context.
 
 Example::
 
     drafter = PromptLookupDrafter(max_ngram=3, num_draft_tokens=15)
     drafter.begin([5, 6, 7, 8, 5, 6])
-    drafter.propose([5, 6, 7, 8, 5, 6]).tokens        # (6, 7, 8, 5, 6): the root, then what followed "5 6"
+    drafter.propose([5, 6, 7, 8, 5, 6]).tokens[:6]    # (6, 7, 8, 5, 6, 7): the root, then what followed "5 6"
 """
 
 from __future__ import annotations
@@ -48,12 +51,14 @@ class PromptLookupDrafter:
         self._indexed = 0
 
     def propose(self, context: Sequence[int]) -> CandidateTree:
-        """Return the root and up to ``num_draft_tokens`` tokens after it."""
+        """Return the root and ``num_draft_tokens`` tokens after it; the root alone where no n-gram came before."""
         self._index(context)
         for n in range(min(self.max_ngram, len(context)), self.min_ngram - 1, -1):
             start = self._follows.get(tuple(context[-n:]))
             if start is not None:
-                return CandidateTree.chain(context[-1], context[start : start + self.num_draft_tokens])
+                period = len(context) - start  # what is copied is as far behind what it is copied from
+                draft = [context[start + i % period] for i in range(self.num_draft_tokens)]
+                return CandidateTree.chain(context[-1], draft)
         return CandidateTree.chain(context[-1], ())
 
     def observe(self, verdict: Verdict) -> int:

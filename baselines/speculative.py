@@ -37,8 +37,6 @@ from baselines.draft_model import DraftModel
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
 from decoding.sampling import GREEDY, draw
 
-ROOM = 256  # rows of the draft's cache set aside for a text behind its prompt
-
 
 class SpeculativeDrafter:
     """Proposes a chain from a draft model.
@@ -120,10 +118,14 @@ class SpeculativeDrafter:
         """Draw from ``generator`` from now on, from the drafter's own where there is none."""
         self._generator = self._own_generator if generator is None else generator
 
+    def prepare(self, num_tokens: int) -> None:
+        """Make the draft model ready for a text of up to ``num_tokens``: a draft may reach behind its end."""
+        self.draft.prepare(num_tokens + self._longest, tree_width=1)
+
     def begin(self, prompt_ids: Sequence[int]) -> None:
         """Read the prompt; the length of drafts starts anew, since a text's speed is not to depend on the last one."""
         self._length = self.num_draft_tokens
-        self.draft.begin(capacity=len(prompt_ids) + ROOM)
+        self.draft.begin()
         if len(prompt_ids) < self.draft.max_context:
             self.draft.sync([*prompt_ids, 0])  # all of the prompt; the token behind it is not known yet
 

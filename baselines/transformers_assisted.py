@@ -1,10 +1,11 @@
 """The peer of ``speculative``: transformers' own assisted generation with the same draft model.
 
-``generate(assistant_model=...)`` drafts ``num_assistant_tokens`` tokens with the assistant's own ``generate``, reads
-them with the target and keeps what agrees. Left alone it changes its settings as it goes: the heuristic schedule writes
-the length that it arrived at into the assistant's config and carries it to the next prompt. So the schedule is pinned
-to ``constant`` and the assistant's config is written anew for each prompt. A confidence threshold above 0 is adjusted
-within a text where scikit-learn is installed; that is transformers' method and stays, but it too starts anew each time.
+``generate(assistant_model=...)`` drafts up to ``num_assistant_tokens`` tokens with the assistant's own ``generate``,
+reads them with the target and keeps what agrees. A draft ends early behind a token that the assistant gave less
+probability than ``assistant_confidence_threshold``; where scikit-learn is installed, transformers moves that threshold
+within a text. Both are transformers' own defaults unless they are given (of the version pinned here: 20 tokens, always
+as many, and 0.4). What transformers carries from prompt to prompt it writes into the assistant's config, under another
+schedule than the default one; that config is written anew for each prompt.
 
 transformers drafts before prefill: the first forward pass of the target reads the prompt and the first draft.
 
@@ -40,8 +41,8 @@ class TransformersAssisted(TransformersGreedy):
         assistant: the draft model.
         sampling: greedy by default.
         end_token_ids: tokens that end a text.
-        num_assistant_tokens: most draft tokens a step.
-        assistant_confidence_threshold: a draft ends behind a token with less probability; 0 is off.
+        num_assistant_tokens: most draft tokens a step; None for transformers' default.
+        assistant_confidence_threshold: a draft ends behind a token with less probability; 0 is off, None the default.
         attention: of both models; see :class:`TransformersGreedy`.
 
     Raises:
@@ -55,13 +56,13 @@ class TransformersAssisted(TransformersGreedy):
         end_token_ids: Sequence[int] = (),
         *,
         assistant: PreTrainedModel,
-        num_assistant_tokens: int = 5,
-        assistant_confidence_threshold: float = 0.0,
+        num_assistant_tokens: int | None = None,
+        assistant_confidence_threshold: float | None = None,
         attention: str = "sdpa",
     ) -> None:
-        if num_assistant_tokens < 1:
+        if num_assistant_tokens is not None and num_assistant_tokens < 1:
             raise ValueError(f"num_assistant_tokens must be 1 or more, not {num_assistant_tokens}")
-        if not 0 <= assistant_confidence_threshold <= 1:
+        if assistant_confidence_threshold is not None and not 0 <= assistant_confidence_threshold <= 1:
             raise ValueError(
                 f"assistant_confidence_threshold must be between 0 and 1, not {assistant_confidence_threshold}"
             )
@@ -123,7 +124,6 @@ class TransformersAssisted(TransformersGreedy):
             eos_token_id=list(self.end_token_ids) or None,
             pad_token_id=min(self.end_token_ids, default=0),
             num_assistant_tokens=self.num_assistant_tokens,
-            num_assistant_tokens_schedule="constant",
             assistant_confidence_threshold=self.assistant_confidence_threshold,
         )
         self._num_draft_forwards, self._reads = 0, []

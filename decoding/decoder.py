@@ -57,6 +57,14 @@ class Drafter(Protocol):
 
 
 @runtime_checkable
+class Prepares(Protocol):
+    """A drafter with a model of its own, which has a cache to allocate and graphs to capture before a text begins."""
+
+    def prepare(self, num_tokens: int) -> None:
+        """Make ready for a text of up to ``num_tokens``, prompt included: no time is counted yet."""
+
+
+@runtime_checkable
 class DrawsTokens(Protocol):
     """A drafter that draws its tokens: from the generator that verification draws from.
 
@@ -95,7 +103,16 @@ class SpeculativeDecoder:
         self, target: TargetModel, drafter: Drafter, sampling: Sampling = GREEDY, verify: Verify = verify
     ) -> None:
         self.target, self.drafter, self.sampling, self.verify = target, drafter, sampling, verify
-        self._caches = ReusedCache(target, on_new=target.prepare)
+        self._reserved = 0
+        self._caches = ReusedCache(target, on_new=lambda cache: target.prepare(cache, drafter.max_width))
+
+    def reserve(self, num_tokens: int) -> None:
+        """Give every text room for ``num_tokens``, prompt included, on a device that captures graphs.
+
+        One cache, captured once, then serves all texts. Not the largest so far: the length of the buffer is a part of
+        how attention rounds, and a text's ids are not to depend on which texts came before.
+        """
+        self._reserved = num_tokens if self.target.captures else 0
 
     def generate(
         self,
@@ -115,7 +132,10 @@ class SpeculativeDecoder:
         """
         check_request(prompt_ids, max_new_tokens, self.target.max_context)
         # Allocated before the clock starts, as a server's cache is before the request comes.
-        cache = self._caches.empty(len(prompt_ids) + max_new_tokens, self.drafter.max_width)
+        num_tokens = max(len(prompt_ids) + max_new_tokens, self._reserved)
+        cache = self._caches.empty(num_tokens, self.drafter.max_width)
+        if isinstance(self.drafter, Prepares):
+            self.drafter.prepare(num_tokens)
         started = time.perf_counter()
         if isinstance(self.drafter, DrawsTokens):
             self.drafter.draw_from(generator)

@@ -14,8 +14,8 @@ The logic is tested on a CPU against stand-ins of ``torch.cuda``. It has NOT bee
 
 Example::
 
-    graphs = DecodeGraphs(weights)
-    found = graphs.read(cache, tree, width=16, last_position=2047)    # None: could not be captured, run it plainly
+    graphs = DecodeGraphs(weights, decode_width=16)
+    found = graphs.read(cache, tree, last_position=2047)              # None: could not be captured, run it plainly
     logits, hidden = found                                            # of the tree's nodes, copied out of the graph
 """
 
@@ -33,17 +33,32 @@ from decoding.llama import LlamaWeights, forward
 from decoding.tree import CandidateTree
 
 DEVICE_TYPES = ("cuda",)
-MOST_GRAPHS = 8  # each holds the activations of its forward pass
+WIDEST = 256  # rows of a graph; what is wider (a prompt) is read once, and starting kernels is the least of its cost
+MOST_GRAPHS = 10  # each holds the activations of its forward pass; those of every width up to the widest are nine
 WARM_UPS = 3  # before a capture libraries choose their kernels and allocate their workspaces
+
+
+def default_decode_width(dtype: torch.dtype, device: torch.device) -> int | None:
+    """Return the rows that a decode forward is padded to, or None for as many as the tree has.
+
+    Padded is where 16 rows cost what one costs: on GPUs, where one captured graph then serves every width, and in
+    bfloat16 on CPUs with AMX. Elsewhere padding would slow the autoregressive baseline down; float32 does not need it,
+    since its rounding is too small to matter unless two tokens are all but tied.
+    """
+    if device.type == "cpu":
+        return 16 if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported() else None
+    return 16 if device.type in DEVICE_TYPES or dtype != torch.float32 else None
 
 
 def graph_width(width: int, decode_width: int | None) -> int:
     """Return the rows that a tree of ``width`` nodes is padded to: few different ones, since each is a capture.
 
-    The decode width where the tree is no wider, else the next power of two.
+    The decode width where the tree is no wider, else the next power of two; a tree wider than any graph is not padded.
     """
     if decode_width is not None and width <= decode_width:
         return decode_width
+    if width > WIDEST:
+        return width
     return 1 << (width - 1).bit_length()
 
 
@@ -62,6 +77,7 @@ class DecodeGraphs:
 
     Args:
         weights: the model.
+        decode_width: see :func:`graph_width`.
         most: graphs kept; beyond it the one that was not used for longest goes.
 
     Attributes:
@@ -69,8 +85,8 @@ class DecodeGraphs:
         num_captures: captures so far.
     """
 
-    def __init__(self, weights: LlamaWeights, most: int = MOST_GRAPHS) -> None:
-        self.weights, self.most = weights, most
+    def __init__(self, weights: LlamaWeights, decode_width: int | None, most: int = MOST_GRAPHS) -> None:
+        self.weights, self.decode_width, self.most = weights, decode_width, most
         self.problem: str | None = None
         self.num_captures = 0
         self._captured: dict[tuple[int, int], Captured] = {}  # by cache and width, the last used one last
@@ -80,15 +96,26 @@ class DecodeGraphs:
         """Whether forward passes have been captured, and none failed to be."""
         return self.num_captures > 0 and self.problem is None
 
+    def width_of(self, tree_width: int) -> int:
+        """Return the rows that a tree of ``tree_width`` nodes is padded to."""
+        return graph_width(tree_width, self.decode_width)
+
+    def widths(self, tree_width: int) -> list[int]:
+        """Return the rows of all the graphs that trees of up to ``tree_width`` nodes are read by, ascending."""
+        return sorted({self.width_of(width) for width in range(1, min(tree_width, WIDEST) + 1)})
+
     def read(
-        self, cache: KVCache, tree: CandidateTree, width: int, last_position: int
+        self, cache: KVCache, tree: CandidateTree, last_position: int
     ) -> tuple[Float[Tensor, "w v"], Float[Tensor, "w d"]] | None:
-        """Run ``tree``, padded to ``width`` rows, behind the committed prefix of ``cache``.
+        """Run ``tree``, padded, behind the committed prefix of ``cache``.
 
         Returns:
             Logits and hidden states of the nodes, as copies: they stay as they are when the graph is replayed. None
-            where graphs cannot be captured.
+            where graphs cannot be captured, the tree is wider than any, or the cache has no room for the padding.
         """
+        width = self.width_of(tree.width)
+        if self.problem is not None or tree.width > WIDEST or cache.length + width > cache.capacity:
+            return None
         numbers = numbers_of(tree, cache.length, width, last_position)
         captured = self._find(cache, numbers)
         if captured is None:
@@ -99,8 +126,6 @@ class DecodeGraphs:
 
     def _find(self, cache: KVCache, numbers: Int[Tensor, "w3 w"]) -> Captured | None:
         """Return the graph of this cache and width, captured now if it has not been."""
-        if self.problem is not None:
-            return None
         key = (id(cache), numbers.shape[1])
         captured = self._captured.pop(key, None)
         if captured is None or captured.cache() is not cache:  # an id is given again once its cache is gone

@@ -7,7 +7,7 @@ rows are computed with it and on how long the attended buffer is, so that a meth
 differ from one token at a time at a near-tie. ``decode_width`` removes most of the cause: every decode forward, the
 autoregressive one too, is padded to the same number of rows and attends over the whole preallocated buffer under a
 mask. Where reading the weights dominates (a CPU with matrix units, any GPU) the padding is free; see
-:func:`default_decode_width`. On CUDA the eager engine's decode forwards are captured as graphs
+:func:`decoding.graphs.default_decode_width`. On CUDA the eager engine's decode forwards are captured as graphs
 (:mod:`decoding.graphs`), and ``engine`` then says ``cuda-graph``.
 
 Weights may be kept in int8 (``weights="int8"``): another model than the one in bfloat16, faster to read and nearly the
@@ -50,18 +50,6 @@ class TreeOutput(NamedTuple):
     hidden: Float[Tensor, "w d"]
 
 
-def default_decode_width(dtype: torch.dtype, device: torch.device) -> int | None:
-    """Return the rows that a decode forward is padded to, or None for as many as the tree has.
-
-    Padded is where 16 rows cost what one costs: on GPUs, where one captured graph then serves every width, and in
-    bfloat16 on CPUs with AMX. Elsewhere padding would slow the autoregressive baseline down; float32 does not need it,
-    since its rounding is too small to matter unless two tokens are all but tied.
-    """
-    if device.type == "cpu":
-        return 16 if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported() else None
-    return 16 if device.type in graphs.DEVICE_TYPES or dtype != torch.float32 else None
-
-
 class TargetModel:
     """A Llama-family causal language model with its forward pass laid out for decoding.
 
@@ -95,7 +83,7 @@ class TargetModel:
         self.weight_type = "int8" if isinstance(weights.head, Int8Linear) else None
         self.places = weights.places if len(set(weights.places)) > 1 else []
         can_capture = self.native is None and self.device.type in graphs.DEVICE_TYPES and not self.places
-        self._graphs = graphs.DecodeGraphs(weights) if can_capture else None
+        self._graphs = graphs.DecodeGraphs(weights, decode_width) if can_capture else None
 
     @classmethod
     def from_pretrained(
@@ -156,7 +144,7 @@ class TargetModel:
         make = layout_for("eager" if len(devices) > 1 else engine, weights, config, dtype, device)
         places = spread(config, devices) if len(devices) > 1 else ()
         loaded = LlamaWeights.load(config, read, dtype, devices[0] if places else device, make, places)
-        width = default_decode_width(dtype, device) if decode_width == "default" else decode_width
+        width = graphs.default_decode_width(dtype, device) if decode_width == "default" else decode_width
         if isinstance(loaded.head, NativeLinear):
             width = None  # no row depends on another: padding would change nothing
         return cls(loaded, decode_width=width, end_token_ids=end_token_ids)  # type: ignore[arg-type]
@@ -167,6 +155,11 @@ class TargetModel:
         if self.native is not None:
             return "native"
         return "cuda-graph" if self._graphs is not None and self._graphs.in_use else "eager"
+
+    @property
+    def captures(self) -> bool:
+        """Whether forward passes are captured as graphs here, if they can be."""
+        return self._graphs is not None
 
     @property
     def parameter_bytes(self) -> int:
@@ -189,7 +182,7 @@ class TargetModel:
         Rounded up to 256 rows: the same for every method whose trees are no wider than 64, since the length of the
         buffer is part of how attention rounds.
         """
-        widest = tree_width if self._graphs is None else graphs.graph_width(tree_width, self.decode_width)
+        widest = tree_width if self._graphs is None else self._graphs.width_of(tree_width)
         rows = num_tokens + max(widest, self.decode_width or 0, 64)
         return -(-rows // 256) * 256
 
@@ -236,19 +229,31 @@ class TargetModel:
             positions = [min(cache.length + depth, last) for depth in tree.depths]
             hidden, logits = self.native.forward(cache, tree.tokens, positions, tree.parents)
             return TreeOutput(logits, hidden)
-        if self._graphs is not None and self._graphs.problem is None:
-            width = graphs.graph_width(tree.width, self.decode_width)
-            cache.check_room(width)
-            found = self._graphs.read(cache, tree, width, self.max_context - 1)
-            if found is not None:
-                return TreeOutput(*found)
-        return self._read_plainly(cache, tree)
+        found = None if self._graphs is None else self._graphs.read(cache, tree, self.max_context - 1)
+        return self._read_plainly(cache, tree) if found is None else TreeOutput(*found)
 
     @torch.inference_mode()
-    def prepare(self, cache: KVCache) -> None:
-        """Do now what the first read of a new cache would do: capture its graph, on CUDA with a decode width."""
-        if self._graphs is not None and self.decode_width is not None and cache.length == 0:
-            self.read(cache, CandidateTree((0,), (-1,)))
+    def extend(self, cache: KVCache, tokens: Sequence[int]) -> TreeOutput:
+        """Read tokens of a text behind the committed ones and commit them; return the output of the last, ``[1, ...]``.
+
+        They are read once, so this is no step that would pay for the capture of a graph.
+        """
+        tree = CandidateTree.chain(tokens[0], tokens[1:])
+        logits, hidden = (self._read_plainly if self.native is None else self.read)(cache, tree)
+        cache.keep(range(len(tokens)))
+        return TreeOutput(logits[-1:], hidden[-1:])
+
+    @torch.inference_mode()
+    def prepare(self, cache: KVCache, tree_width: int) -> None:
+        """Do now, on an empty cache, what the first reads of trees up to ``tree_width`` would do: capture their graphs.
+
+        Raises:
+            ValueError: the cache is not empty.
+        """
+        if cache.length:
+            raise ValueError(f"a cache of length {cache.length} is in use")
+        for width in () if self._graphs is None else self._graphs.widths(tree_width):
+            self.read(cache, CandidateTree.chain(0, [0] * (width - 1)))
 
     def _read_plainly(self, cache: KVCache, tree: CandidateTree) -> TreeOutput:
         """Run the eager forward pass, kernel by kernel."""

@@ -83,7 +83,11 @@ class CandidateTree:
         """True where the row's node may see the column's node: itself and its ancestors."""
         if self.is_chain:
             return torch.ones(self.width, self.width, dtype=torch.bool).tril_()
-        mask = torch.eye(self.width, dtype=torch.bool)
+        # Rows of bytes, a parent's copied at once: an operation of torch for each node would take longer than all this.
+        width = self.width
+        rows = bytearray(width * width)
+        rows[0] = 1
         for node, parent in enumerate(self.parents[1:], start=1):
-            mask[node] |= mask[parent]
-        return mask
+            rows[node * width : node * width + node] = rows[parent * width : parent * width + node]
+            rows[node * width + node] = 1
+        return torch.frombuffer(rows, dtype=torch.bool).view(width, width)

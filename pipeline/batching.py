@@ -22,13 +22,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from decoding import CandidateTree, TargetModel
+from decoding import TargetModel
 from decoding.cache import KVCache
 from decoding.ranking import choices, most_likely
 from decoding.stopping import Ending
 from decoding.target import TreeOutput
 
 MOST_ROWS = 48
+ROOM = 1.5  # of the weights, with the caches of so many texts
 # The nucleus is looked for among so many tokens: sorting the whole vocabulary would cost more than a forward pass.
 NUCLEUS_WITHIN = 256
 
@@ -62,9 +63,17 @@ class Draw:
 
 @cache
 def shared_model(folder: Path) -> TargetModel:
-    """Load a model once in bfloat16, for all who ask for it in this process; on a GPU where there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TargetModel.from_pretrained(folder, dtype=torch.bfloat16, device=device)
+    """Load a model once in bfloat16, for all who ask for it in this process; on a GPU where there is one.
+
+    Over all visible cards where one has no room for it and its caches: nothing is timed, so no one need ask for it.
+    """
+    cards = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    if len(cards) > 1:
+        weight_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        fits = ROOM * weight_bytes < torch.cuda.get_device_properties(cards[0]).total_memory
+        cards = cards[:1] if fits else cards
+    device = cards[0] if cards else "cpu"
+    return TargetModel.from_pretrained(folder, dtype=torch.bfloat16, device=device, devices=cards)
 
 
 def choose(logits: Float[Tensor, "rows vocabulary"], draw: Draw, generator: torch.Generator | None) -> list[int]:
@@ -95,15 +104,13 @@ class _Row:
         donor = max(others, key=lambda row: common(row.prompt, prompt))
         shared = min(common(donor.prompt, prompt), len(prompt) - 1)
         if donor is not self:
-            self.cache.buffer[:, :, :, :shared] = donor.cache.buffer[:, :, :, :shared]
+            for buffer, theirs in zip(self.cache.buffers, donor.cache.buffers, strict=True):
+                buffer[:, :, :, :shared] = theirs[:, :, :, :shared]
         self.job, self.prompt, self.text, self.states = number, prompt, [], []
         self.cache.length = shared
         if shared == 0:
             return target.prefill(self.cache, prompt)
-        rest = prompt[shared:]
-        output = target.read(self.cache, CandidateTree.chain(rest[0], rest[1:]))
-        self.cache.keep(range(len(rest)))
-        return TreeOutput(output.logits[-1:], output.hidden[-1:])
+        return target.extend(self.cache, prompt[shared:])
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -150,7 +157,7 @@ def _place(
 ) -> None:
     """Append a token, and the state it was chosen at, to the text of ``row``, which then goes on or ends."""
     row.text.append(token)
-    row.states.append(state.to(row.cache.buffer.dtype))
+    row.states.append(state.to(row.cache.buffers[0].dtype))
     ending = jobs[row.job].ending
     cut = ending.check(row.text, len(row.text) - 1)
     if cut.ended or cut.kept == ending.max_new_tokens:

@@ -82,10 +82,11 @@ class Bench:
     Args:
         spec: the cell.
         requests: the prompts to come; the first ones are for warming up.
+        longest: tokens of the cell's longest text, the limit included, whether or not it is to come.
     """
 
-    def __init__(self, spec: CellSpec, requests: Sequence[Record]) -> None:
-        self.spec = spec
+    def __init__(self, spec: CellSpec, requests: Sequence[Record], longest: int) -> None:
+        self.spec, self.longest = spec, longest
         self.device = choose_device(spec.device)
         self.devices = devices_for(self.device, spec.device_map)
         self.num_threads = spec.num_threads or available_cores()
@@ -132,6 +133,8 @@ class Bench:
 
     def warm_up(self, generates: Generates, requests: Sequence[Record]) -> None:
         """Run the first prompts a little way, so that nothing is timed that happens once a process."""
+        if isinstance(generates, SpeculativeDecoder):
+            generates.reserve(self.longest)
         with unlearned(generates):
             for request in requests[: self.spec.warmup_prompts]:
                 self.run(generates, request, WARM_UP_TOKENS)
@@ -253,7 +256,8 @@ def run_cell(
         KeyboardInterrupt: the process ``parent``, which started this one, is gone.
     """
     missing = journal.missing(requests)
-    bench = Bench(spec, missing or requests)
+    longest = max(len(request["prompt_ids"]) + request["max_new_tokens"] for request in requests)
+    bench = Bench(spec, missing or requests, longest)
     if missing:
         bench.learn_again([request for request in requests if request not in missing])
     with tqdm(requests, desc=f"{spec.method} on {spec.task}", unit="prompt", mininterval=1.0) as bar:

@@ -47,7 +47,6 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
     model = bench.method.target if kind == "generator" else bench.target  # type: ignore[attr-defined]
     ours, part_bytes = kind == "drafter", part_bytes_of(bench.method)
     cache_bytes_per_token = model.new_cache(1).bytes_per_token
-    longest = max(len(request["prompt_ids"]) + request["max_new_tokens"] for request in requests)
     return {
         "status": "ok",
         "reason": "",
@@ -64,7 +63,7 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
         "requests_sha256": sha256_of(spec.requests),
         "parts": {name: sha256_of_all(folder.glob("*.safetensors")) for name, folder in spec.parts.items()},
         "engine": "transformers" if kind == "peer" else model.engine,
-        "cache_bytes": cache_bytes_per_token * bench.target.capacity_for(longest, 1) if ours else None,
+        "cache_bytes": cache_bytes_per_token * bench.target.capacity_for(bench.longest, 1) if ours else None,
         "decode_width": bench.target.decode_width if ours else None,
         # Where a generator goes another way than its twin is no rounding.
         "divergences": bench.margins(records, requests) if bench.sampling.is_greedy and kind != "generator" else [],

@@ -80,6 +80,11 @@ OUROBOROS: Mapping[str, Any] = {
 }
 
 ATTENTION: Mapping[str, Any] = {"attention": Literal["sdpa", "eager", "flash_attention_2"]}  # of transformers' own
+ASSISTED: Mapping[str, Any] = {  # None: transformers' own default
+    "num_assistant_tokens": PositiveInt | None,
+    "assistant_confidence_threshold": Share | None,
+    **ATTENTION,
+}
 RECYCLING: Mapping[str, Any] = {
     "num_nodes": PositiveInt,
     "top_k": PositiveInt,
@@ -182,7 +187,7 @@ METHODS: Mapping[str, Method] = {
         "baselines.transformers_assisted:TransformersAssisted",
         lossless=True,
         kind="peer",
-        options={"num_assistant_tokens": PositiveInt, "assistant_confidence_threshold": Share, **ATTENTION},
+        options=ASSISTED,
         parts=("draft",),
     ),
     **PARALLEL_METHODS,

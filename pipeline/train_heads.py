@@ -106,10 +106,13 @@ def read_target(
     file = work / "states.safetensors"
     if not file.is_file():
         model = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=torch.bfloat16, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            model_dir,
+            dtype=torch.bfloat16,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            device_map="auto" if torch.cuda.is_available() else None,  # over the cards that there are
         )
-        if torch.cuda.is_available():
-            model.cuda()  # type: ignore[call-arg]
         states = {}
         for split, texts in pairs.items():
             say(f"the target's states over {sum(len(output) for _, output in texts)} tokens of {split} text")

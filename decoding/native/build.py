@@ -30,7 +30,8 @@ def load_library() -> ctypes.CDLL:
     """Return the compiled library, compiling it if this machine has not yet.
 
     Raises:
-        BuildError: there is no compiler, or it failed, or its OpenMP is not the one that torch brings.
+        BuildError: there is no compiler, or it failed, or its OpenMP is not the one that torch brings, or there is no
+            home folder to keep the library in, or it cannot be written.
     """
     library, problem = attempt()
     if library is None:
@@ -57,9 +58,14 @@ def _load() -> ctypes.CDLL:
     parts = [*(folder.joinpath(name).read_bytes() for name in SOURCES), " ".join(FLAGS).encode()]
     parts += [_output([compiler, "--version"]).encode(), _processor().encode()]
     name = f"forward-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
-    path = Path.home() / ".cache" / "shufflebench" / name
-    if not path.exists():
-        _compile(compiler, folder / SOURCES[0], path)
+    try:
+        path = Path.home() / ".cache" / "shufflebench" / name
+        if not path.exists():
+            _compile(compiler, folder / SOURCES[0], path)
+    except BuildError:
+        raise
+    except (OSError, RuntimeError) as error:  # pathlib's, where there is no home
+        raise BuildError(f"cannot be kept in the home folder: {error}") from None
     try:
         library = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
     except OSError as error:

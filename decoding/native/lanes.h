@@ -147,6 +147,7 @@ inline Floats load_some(const float* at, int64_t count) {
 
 inline Floats exponential(Floats x) {  // 2^n times a polynomial on [-ln2/2, ln2/2], relative error below 1e-6
     x = x < -87.0f ? Floats{} - 87.0f : x;
+    x = x > 88.0f ? Floats{} + 88.0f : x;  // above 88.4, n + 127 is no exponent of a number any more
     const Ints n = __builtin_convertvector(x * 1.44269504f + (x < 0 ? Floats{} - 0.5f : Floats{} + 0.5f), Ints);
     const Floats whole = __builtin_convertvector(n, Floats);
     const Floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;

@@ -18,11 +18,17 @@ from tests.decoding.tiny import greedy_of, save_model
 
 
 def scan(context: list[int], max_ngram: int, min_ngram: int, num_draft_tokens: int) -> list[int]:
-    """The longest last n-gram's most recent earlier occurrence, found by trying every place."""
+    """What followed the longest last n-gram's most recent earlier occurrence, found by trying every place.
+
+    It is copied a token at a time to the end of the text, and so goes on over what has been copied.
+    """
     for n in range(min(max_ngram, len(context)), min_ngram - 1, -1):
         for end in range(len(context) - 1, n - 1, -1):
             if context[end - n : end] == context[-n:]:
-                return context[end : end + num_draft_tokens]
+                text = list(context)
+                for place in range(end, end + num_draft_tokens):
+                    text.append(text[place])
+                return text[len(context) :]
     return []
 
 
@@ -41,6 +47,12 @@ def test_proposes_what_a_scan_of_the_context_finds(
         tree = drafter.propose(context[:end])
         assert list(tree.tokens) == [context[end - 1], *scan(context[:end], *ngrams, length)]
         assert tree.width <= drafter.max_width
+
+
+def test_a_loop_is_drafted_as_far_as_a_draft_may_go() -> None:
+    tree = PromptLookupDrafter(num_draft_tokens=7).propose([9, 1, 2, 3, 1, 2, 3])
+    assert tree.tokens == (3, 1, 2, 3, 1, 2, 3, 1)
+    assert PromptLookupDrafter(num_draft_tokens=3).propose([8, 8]).tokens == (8, 8, 8, 8)
 
 
 def test_a_new_text_knows_nothing_of_the_last() -> None:

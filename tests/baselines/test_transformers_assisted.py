@@ -51,6 +51,32 @@ def test_ids_are_the_models_greedy_ones(
 
 
 @pytest.mark.parametrize("draft", ["target", "near", "random"])
+def test_without_options_it_drafts_as_transformers_does_by_itself(folders: dict[str, Path], draft: str) -> None:
+    """Against ``generate`` as a user calls it: the rows of every forward pass of both models, in order."""
+    logs: list[list[tuple[str, int]]] = []
+
+    def log_of(peer: TransformersAssisted) -> None:
+        log: list[tuple[str, int]] = []
+        for name, model in (("target", peer.model), ("draft", peer.assistant)):
+            model.register_forward_pre_hook(
+                lambda module, args, kwargs, name=name: log.append((name, kwargs["input_ids"].shape[1])),
+                with_kwargs=True,
+            )
+        logs.append(log)
+
+    ours, theirs = build(folders, draft), build(folders, draft)
+    for peer in (ours, theirs):
+        log_of(peer)
+    generation = ours.generate(PROMPTS[1], max_new_tokens=50)
+    prompt = torch.tensor([PROMPTS[1]])
+    theirs.model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), assistant_model=theirs.assistant, max_new_tokens=50
+    )
+    assert logs[0] == logs[1]
+    assert generation.num_new_tokens > 1
+
+
+@pytest.mark.parametrize("draft", ["target", "near", "random"])
 def test_counters_are_those_of_the_two_models(folders: dict[str, Path], draft: str) -> None:
     """Against a log of every forward pass, in order: the rows that the target read and the draft's passes before it."""
     peer = build(folders, draft, num_assistant_tokens=4)
@@ -75,7 +101,7 @@ def test_counters_are_those_of_the_two_models(folders: dict[str, Path], draft: s
 
 
 def test_the_target_as_its_own_draft_is_always_right(folders: dict[str, Path]) -> None:
-    peer = build(folders, "target", num_assistant_tokens=4)
+    peer = build(folders, "target", num_assistant_tokens=4, assistant_confidence_threshold=0.0)
     # An end token that does not come; not none at all: transformers would mask the padding token out of the text.
     peer.end_token_ids = frozenset([47])
     peer.model.generation_config.eos_token_id = peer.model.generation_config.pad_token_id = 47
@@ -91,9 +117,10 @@ def test_nothing_is_carried_from_one_prompt_to_the_next(folders: dict[str, Path]
         steps = peer.generate(prompt, max_new_tokens=40).steps
         return [(step.candidates, step.draft_forwards) for step in steps]
 
-    used = build(folders, "near", assistant_confidence_threshold=threshold)
+    options = {"num_assistant_tokens": 5, "assistant_confidence_threshold": threshold}
+    used = build(folders, "near", **options)
     for prompt in (*PROMPTS, PROMPTS[0]):
-        assert counts(used, prompt) == counts(build(folders, "near", assistant_confidence_threshold=threshold), prompt)
+        assert counts(used, prompt) == counts(build(folders, "near", **options), prompt)
     assert max(candidates for candidates, _ in counts(used, PROMPTS[0])) <= 5
 
 

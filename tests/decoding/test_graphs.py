@@ -1,15 +1,9 @@
-"""Captured decode forwards, on a CPU, against stand-ins of torch.cuda that freeze what a CUDA graph freezes.
-
-A stand-in graph records nothing but the call: a replay runs it again, on the tensors and with the cache length of the
-capture, into the outputs of the capture. Whatever entered by another way than the static tensor is stale then, as it
-would be on a GPU. None of this says that the kernels can be captured: that needs hardware.
-"""
+"""Captured decode forwards, on a CPU, against stand-ins of torch.cuda (:mod:`tests.decoding.cuda_standins`)."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +13,12 @@ from tiny import greedy_of, save_model
 from torch import Tensor
 
 from baselines.autoregressive import AutoregressiveDrafter
-from decoding import CandidateTree, SpeculativeDecoder, TargetModel, graphs
+from decoding import CandidateTree, SpeculativeDecoder, TargetModel
 from decoding.cache import KVCache
-from decoding.graphs import DecodeGraphs, graph_width
+from decoding.graphs import WIDEST, DecodeGraphs, graph_width
+from decoding.stopping import Ending
+from pipeline.batching import Job, answer
+from tests.decoding.cuda_standins import Device, stand_in
 
 PROMPT = [5, 9, 3, 17, 40, 9, 3]
 TREE = CandidateTree(tokens=(20, 21, 23, 22, 24, 25, 26), parents=(-1, 0, 0, 1, 2, 2, 5))
@@ -29,92 +26,9 @@ TREES = [TREE, CandidateTree((30,), (-1,)), CandidateTree.chain(31, [8, 9]), Can
 PATHS = [[0, 2, 5, 6], [0], [0, 1], [0, 2]]
 
 
-class Device:
-    """What the stand-ins saw, in order, and the capture that is under way."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.capturing: Graph | None = None
-        self.problem: str | None = None
-
-    def stream(self, name: str) -> Any:
-        device = self
-
-        class Stream:
-            def wait_stream(self, other: Any) -> None:
-                device.calls.append(f"{name} waits")
-
-            def __enter__(self) -> None:
-                device.calls.append(f"on {name}")
-
-            def __exit__(self, *error: object) -> None:
-                pass
-
-        return Stream()
-
-
-class Graph:
-    """Runs the captured call again, as it was when it was captured."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.again: Callable[[], None] | None = None
-
-    def replay(self) -> None:
-        self.device.calls.append("replay")
-        assert self.again is not None
-        self.again()
-
-
-def refuse(*arguments: object) -> None:
-    raise RuntimeError("a capture cannot wait for a number of the device")
-
-
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    seen, decode = Device(), graphs.decode
-    main = seen.stream("main")
-
-    @contextmanager
-    def capturing(graph: Graph) -> Iterator[None]:
-        seen.calls.append("capture")
-        if seen.problem:
-            raise RuntimeError(seen.problem)
-        seen.capturing = graph
-        yield
-        seen.capturing = None
-
-    def decode_or_record(weights: Any, cache: KVCache, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        if seen.capturing is None:
-            seen.calls.append("decode")
-            return decode(weights, cache, numbers)
-        frozen, before = cache.length, cache.buffer.clone()
-        with monkeypatch.context() as patch:
-            for name in ("__int__", "__index__", "__bool__", "__float__", "item", "tolist"):
-                patch.setattr(Tensor, name, refuse)
-            outputs = decode(weights, cache, numbers)
-        cache.buffer.copy_(before)  # a capture runs nothing
-        for output in outputs:
-            output.fill_(torch.nan)
-
-        def again() -> None:
-            length, cache.length = cache.length, frozen
-            for output, found in zip(outputs, decode(weights, cache, numbers), strict=True):
-                output.copy_(found)
-            cache.length = length
-
-        seen.capturing.again = again
-        return outputs
-
-    monkeypatch.setattr(graphs, "DEVICE_TYPES", ("cpu",))
-    monkeypatch.setattr(graphs, "decode", decode_or_record)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: seen.stream("device"))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: seen.stream("side"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(seen))
-    monkeypatch.setattr(torch.cuda, "graph", capturing)
-    return seen
+    return stand_in(monkeypatch)
 
 
 def load(folder: Path, decode_width: int | None = 8, dtype: torch.dtype = torch.float32) -> TargetModel:
@@ -200,7 +114,7 @@ def test_no_more_graphs_are_kept_than_asked_for_and_none_of_a_cache_that_is_gone
 ) -> None:
     save_model(tmp_path)
     target = load(tmp_path)
-    target._graphs = kept = DecodeGraphs(target.weights, most=2)
+    target._graphs = kept = DecodeGraphs(target.weights, decode_width=8, most=2)
     caches = [target.new_cache(64) for _ in range(3)]
     for cache in (*caches[:2], caches[0], caches[2], caches[0]):  # the second was not used for longest
         target.read(cache, TREE)
@@ -264,7 +178,7 @@ def test_a_prepared_cache_holds_numbers_alone(tmp_path: Path, device: Device) ->
     save_model(tmp_path)
     target = load(tmp_path)
     cache = target.new_cache(64)
-    target.prepare(cache)
+    target.prepare(cache, tree_width=1)
     assert cache.length == 0
     assert cache.buffer[:, :, :, :8].any()
     assert cache.buffer.isfinite().all()  # a masked row enters attention with weight 0, and 0 x NaN is NaN
@@ -278,13 +192,41 @@ def test_many_texts_at_once_are_not_captured(tmp_path: Path, device: Device) -> 
     assert "capture" not in device.calls
 
 
+def test_a_prompt_behind_a_shared_beginning_is_read_without_a_graph(tmp_path: Path, device: Device) -> None:
+    model = save_model(tmp_path)
+    target = load(tmp_path, decode_width=16)
+    assert target.capacity_for(448, 1) == 512  # 440 more rows fit, but not in a graph: they would be padded to 512
+    start = [4 + i % 30 for i in range(10)]
+    prompts = [(*start, *(5 + (i * i + number) % 40 for i in range(430))) for number in range(4)]
+    found = answer(target, [Job(prompt, Ending(8, ())) for prompt in prompts])
+    assert [text.ids for text in found] == [greedy_of(model, list(prompt), 8, end=-1) for prompt in prompts]
+    assert "capture" not in device.calls
+
+
+def test_at_the_end_of_a_cache_and_beyond_the_widest_graph_trees_are_read_plainly(
+    tmp_path: Path, device: Device
+) -> None:
+    save_model(tmp_path)
+    target, other = load(tmp_path), plain(tmp_path)
+    for prompt, width in ((PROMPT, 10), (PROMPT * 7, 9), ([5], 10), ([6], 300)):
+        tree = CandidateTree.chain(20, [3 + i % 40 for i in range(width - 1)])
+        outputs = []
+        for model in (target, other):
+            cache = model.new_cache(len(prompt) + (width if len(prompt) != 1 else 2 * width))
+            model.prefill(cache, prompt)
+            outputs.append(model.read(cache, tree))
+        torch.testing.assert_close(*outputs)
+    assert device.calls.count("capture") == 1  # of the tree of 10 nodes for which there was room
+    assert target.capacity_for(100, WIDEST + 1) == 512
+
+
 def test_widths_are_few_and_what_does_not_fit_is_refused(tmp_path: Path, device: Device) -> None:
     assert [graph_width(width, 16) for width in (1, 2, 16, 17, 33, 64)] == [16, 16, 16, 32, 64, 64]
-    assert [graph_width(width, None) for width in (1, 2, 3, 5, 8, 9)] == [1, 2, 4, 8, 8, 16]
+    assert [graph_width(width, None) for width in (1, 2, 3, 5, 8, 9, 256, 257)] == [1, 2, 4, 8, 8, 16, 256, 257]
     save_model(tmp_path)
     target = load(tmp_path)
     cache = target.new_cache(16)
-    with pytest.raises(ValueError, match="32 rows do not fit a cache of capacity 16"):
+    with pytest.raises(ValueError, match="17 rows do not fit a cache of capacity 16"):
         target.read(cache, CandidateTree.chain(1, [2] * 16))
     assert target.capacity_for(190, 70) == 512  # 190 + 128
 

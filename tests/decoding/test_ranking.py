@@ -1,4 +1,4 @@
-"""The compiled scan against torch's sort."""
+"""The compiled scan, and torch's selection, against a full sort."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decoding.native.build import BuildError, load_library
-from decoding.ranking import _scan, choices, most_likely
+from decoding.ranking import _scan, _select, choices, most_likely
 
 
 def reference(logits: torch.Tensor, k: int) -> tuple[list[list[int]], torch.Tensor]:
@@ -25,6 +25,25 @@ def test_the_most_likely_come_first_and_the_first_of_equal_ones(
     assert top.ids.tolist() == ids
     torch.testing.assert_close(top.log_probabilities, log_probabilities, atol=1e-5, rtol=1e-5)
     assert choices(logits) == tuple(row[0] for row in ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("levels", "k"), [(1, 5), (2, 8), (5, 40), (50, 300), (50, 1)])
+def test_what_is_selected_among_many_equal_ones_is_what_a_stable_sort_puts_first(
+    levels: int, k: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(levels)
+    values = torch.randn(levels, generator=generator).mul(9).to(dtype)
+    values[: levels // 2 : 3] = -torch.inf
+    logits = values[torch.randint(levels, (6, 300), generator=generator)]
+    logits[1] = torch.where(torch.rand(300, generator=generator) < 0.5, 0.0, -0.0)
+    logits[2, 7] = torch.inf
+    expected = logits.float().sort(dim=-1, descending=True, stable=True)
+    monkeypatch.setattr(torch.Tensor, "sort", None)  # it would cost more than drafting
+    found, ids, totals = _select(logits, k)
+    assert torch.equal(ids, expected.indices[:, :k])
+    assert torch.equal(found, expected.values[:, :k])
+    assert torch.equal(totals, logits.float().logsumexp(-1))
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +31,35 @@ def test_a_node_sees_itself_and_its_ancestors_and_no_one_else(tree: CandidateTre
         assert tree.depths[node] == len(ancestors) - 1
         assert all(tree.parents[child] == node for child in tree.children[node])
     assert sum(map(len, tree.children)) == tree.width - 1
+
+
+def mask_node_by_node(tree: CandidateTree) -> torch.Tensor:
+    mask = torch.eye(tree.width, dtype=torch.bool)
+    for node, parent in enumerate(tree.parents[1:], start=1):
+        mask[node] |= mask[parent]
+    return mask
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 16, 64, 241])
+def test_a_mask_is_the_one_that_is_made_node_by_node_and_its_own(width: int) -> None:
+    chance = random.Random(width)
+    parents = (-1, *(chance.randrange(max(0, node - 5), node) for node in range(1, width)))
+    tree = CandidateTree(tuple(range(width)), parents)
+    mask = tree.attention_mask()
+    assert (mask.dtype, mask.shape) == (torch.bool, (width, width))
+    assert torch.equal(mask, mask_node_by_node(tree))
+    mask.fill_(True)
+    assert torch.equal(tree.attention_mask(), mask_node_by_node(tree))
+
+
+def test_a_mask_takes_no_operation_of_torch_for_each_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = CandidateTree(tuple(range(9)), (-1, 0, 0, 1, 1, 2, 2, 3, 0))
+    expected = mask_node_by_node(tree)
+    for name in ("__ior__", "__getitem__", "__setitem__"):
+        monkeypatch.setattr(torch.Tensor, name, None)
+    mask = tree.attention_mask()
+    monkeypatch.undo()
+    assert torch.equal(mask, expected)
 
 
 def test_a_chain_is_a_tree_of_only_children() -> None:

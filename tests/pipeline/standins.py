@@ -36,8 +36,8 @@ def save_parts(folder: Path) -> dict[str, Path]:
     for parameter in medusa.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     heads.mkdir()
-    save_heads(heads, medusa, HeadsRecord(2, SHAPE["hidden_size"], tuple(range(SHAPE["vocab_size"]))))
-    words = tuple(range(SHAPE["vocab_size"]))
+    words, accuracies = tuple(range(SHAPE["vocab_size"])), ((0.5, 0.2), (0.3, 0.1))
+    save_heads(heads, medusa, HeadsRecord(2, SHAPE["hidden_size"], words, accuracies))
     shape = {"vocab_size": len(words), "shortlist_size": len(words), "hidden_size": SHAPE["hidden_size"]}
     mixer = FasterDecodeMixer(MixerConfig(**shape))
     mixer.start_from(words, torch.randn(len(words), SHAPE["hidden_size"]))

@@ -11,12 +11,14 @@ import torch
 
 from decoding import Sampling, SpeculativeDecoder, TargetModel
 from decoding.typical import TypicalAcceptance
+from pipeline.config_file import read_yaml
 from pipeline.generators import GENERATORS
 from pipeline.methods import build_decoder, build_peer, keeps_state, models_in, unlearned
 from pipeline.precision import precision_of
 from pipeline.registry import METHODS
 from tests.pipeline.standins import requests, save_parts, save_target
 
+ROOT = Path(__file__).resolve().parents[2]
 # Those of generators need a twin and its generator: tests/shuffle/test_drafting.py has them.
 DRAFTERS = [
     name for name, method in METHODS.items() if method.kind == "drafter" and not set(method.parts) & set(GENERATORS)
@@ -47,6 +49,16 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def build(name: str, target: TargetModel, parts: dict[str, Path], options: dict[str, Any]) -> SpeculativeDecoder:
     needed = {part: parts[part] for part in METHODS[name].parts_with(options)}
     return build_decoder(name, options, target, needed, Sampling())
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_drafter_of_every_configuration_can_be_built(
+    target: TargetModel, parts: dict[str, Path], file: Path
+) -> None:
+    methods = read_yaml(file).get("methods", {})  # not loaded: a configuration may name data that is not here
+    for name in set(DRAFTERS) & set(methods):
+        decoder = build(name, target, parts, methods[name])
+        assert decoder.generate(PROMPTS[0], max_new_tokens=4).num_new_tokens > 0, name
 
 
 def steps(decoder: SpeculativeDecoder, prompt: list[int]) -> list[tuple[int, int]]:

@@ -71,6 +71,31 @@ def test_more_prompts_than_places_are_answered_in_turn(folder: Path, monkeypatch
     assert all(torch.equal(one.states, other.states) for one, other in zip(in_turn, whole, strict=True))
 
 
+def test_a_model_on_several_devices_answers_as_on_one(folder: Path) -> None:
+    whole, apart = (TargetModel.from_pretrained(folder, dtype=torch.float32, engine="eager") for _ in range(2))
+    apart.places = [torch.device("cpu"), torch.device("cpu", 0)]  # of its two layers
+    assert len(apart.new_cache(8).buffers) == 2
+    for one, other in zip(answer(whole, jobs_of(PROMPTS)), answer(apart, jobs_of(PROMPTS)), strict=True):
+        assert one.ids == other.ids
+        torch.testing.assert_close(one.states, other.states)
+
+
+@pytest.mark.parametrize(("cards", "memory", "expected"), [(2, 10**9, 1), (2, 10**4, 2), (1, 10**4, 1), (0, 0, 0)])
+def test_a_model_that_one_card_cannot_hold_is_spread_over_all(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cards: int, memory: int, expected: int
+) -> None:
+    asked: list[dict] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda card: SimpleNamespace(total_memory=memory))
+    monkeypatch.setattr(TargetModel, "from_pretrained", lambda folder, **options: asked.append(options))
+    batching.shared_model.cache_clear()
+    batching.shared_model(folder)
+    batching.shared_model.cache_clear()
+    all_cards = [torch.device("cuda", index) for index in range(cards)]
+    assert asked[0]["devices"] == all_cards[:expected]
+    assert asked[0]["device"] == (all_cards[0] if cards else "cpu")
+
+
 def test_common_beginnings() -> None:
     assert common((1, 2, 3), (1, 2, 4)) == 2
     assert common((1, 2), (1, 2, 3)) == 2

@@ -169,6 +169,19 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_heads(
     monkeypatch.setattr(rule, "kept_or_read", read)
 
 
+def test_the_target_is_laid_over_the_cards_that_there_are(
+    model_dir: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        assert options["device_map"] == "auto"
+        raise MemoryError("asked for")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(rule.AutoModelForCausalLM, "from_pretrained", refuse)
+    with pytest.raises(MemoryError, match="asked for"):
+        rule.read_target(model_dir, read_text(text), [3], tmp_path, tmp_path)
+
+
 def test_another_run_takes_nothing_over(model_dir: Path, text: Path, tmp_path: Path) -> None:
     work = tmp_path / ".heads.partial"
     work.mkdir()

@@ -1,0 +1,107 @@
+"""Stand-ins of torch.cuda that freeze what a CUDA graph freezes, for a CPU.
+
+A stand-in graph records nothing but the call: a replay runs it again, on the tensors and with the cache length of the
+capture, into the outputs of the capture. Whatever entered by another way than the static tensor is stale then, as it
+would be on a GPU. None of this says that the kernels can be captured: that needs hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from decoding import graphs
+from decoding.cache import KVCache
+
+
+class Device:
+    """What the stand-ins saw, in order, and the capture that is under way."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.capturing: Graph | None = None
+        self.problem: str | None = None
+
+    def stream(self, name: str) -> Any:
+        device = self
+
+        class Stream:
+            def wait_stream(self, other: Any) -> None:
+                device.calls.append(f"{name} waits")
+
+            def __enter__(self) -> None:
+                device.calls.append(f"on {name}")
+
+            def __exit__(self, *error: object) -> None:
+                pass
+
+        return Stream()
+
+
+class Graph:
+    """Runs the captured call again, as it was when it was captured."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.again: Callable[[], None] | None = None
+
+    def replay(self) -> None:
+        self.device.calls.append("replay")
+        assert self.again is not None
+        self.again()
+
+
+def refuse(*arguments: object) -> None:
+    raise RuntimeError("a capture cannot wait for a number of the device")
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Put the stand-ins in the place of ``torch.cuda`` and make the processor a device that graphs are captured on."""
+    seen, decode = Device(), graphs.decode
+    main = seen.stream("main")
+
+    @contextmanager
+    def capturing(graph: Graph) -> Iterator[None]:
+        seen.calls.append("capture")
+        if seen.problem:
+            raise RuntimeError(seen.problem)
+        seen.capturing = graph
+        yield
+        seen.capturing = None
+
+    def decode_or_record(weights: Any, cache: KVCache, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        if seen.capturing is None:
+            seen.calls.append("decode")
+            return decode(weights, cache, numbers)
+        frozen, before = cache.length, cache.buffer.clone()
+        with monkeypatch.context() as patch:
+            for name in ("__int__", "__index__", "__bool__", "__float__", "item", "tolist"):
+                patch.setattr(Tensor, name, refuse)
+            outputs = decode(weights, cache, numbers)
+        cache.buffer.copy_(before)  # a capture runs nothing
+        for output in outputs:
+            output.fill_(torch.nan)
+
+        def again() -> None:
+            length, cache.length = cache.length, frozen
+            for output, found in zip(outputs, decode(weights, cache, numbers), strict=True):
+                output.copy_(found)
+            cache.length = length
+
+        seen.capturing.again = again
+        return outputs
+
+    monkeypatch.setattr(graphs, "DEVICE_TYPES", ("cpu",))
+    monkeypatch.setattr(graphs, "decode", decode_or_record)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: seen.stream("device"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: seen.stream("side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(seen))
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    return seen
