@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError, command, tell
+from pipeline.errors import UserError, command, written_down
 from pipeline.files import atomic_path, atomic_write, sha256_of
 from pipeline.tasks.source import to_jsonl
 
@@ -253,16 +253,13 @@ def main() -> None:
     )
     given = parser.parse_args()
 
-    try:
-        rows, record = self_generate(given)
-    except UserError as error:
-        if not given.errors_as_rows:
-            raise
-        tell(error)
-        rows, record = [{"error": str(error)}], {"error": str(error)}
-    atomic_write(given.output, to_jsonl(rows))
-    record |= {"sha256": sha256_of(given.output), "prompts_sha256": sha256_of(given.prompts)}
-    atomic_write(given.output.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+    def write(rows: list[Row], record: Row) -> None:
+        atomic_write(given.output, to_jsonl(rows))
+        hashes = {"sha256": sha256_of(given.output), "prompts_sha256": sha256_of(given.prompts)}
+        atomic_write(given.output.with_suffix(".json"), json.dumps(record | hashes, indent=2) + "\n")
+
+    with written_down(given.errors_as_rows, lambda reason: write([{"error": reason}], {"error": reason})):
+        write(*self_generate(given))
 
 
 if __name__ == "__main__":

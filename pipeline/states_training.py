@@ -12,7 +12,6 @@ Such a rule is a dataclass of settings, each a flag, and a function that writes 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,8 +21,8 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from pipeline.errors import UserError, tell
-from pipeline.files import atomic_write
+from pipeline.errors import written_down
+from pipeline.files import write_reason
 from pipeline.heads_states import States
 from pipeline.training_work import keep_freed_memory, last_checkpoint, trains_in_bfloat16
 
@@ -113,10 +112,5 @@ def run_rule(
     arguments = vars(parser.parse_args())
     model_dir, text, output = (arguments.pop(name) for name in ("model", "text", "output"))
     errors_as_rows = arguments.pop("errors_as_rows")
-    try:
+    with written_down(errors_as_rows, lambda reason: write_reason(output / f"{part}.json", reason)):
         train(model_dir, text, output, settings(**arguments))
-    except UserError as error:
-        if not errors_as_rows:
-            raise
-        tell(error)
-        atomic_write(output / f"{part}.json", json.dumps({"error": str(error)}, indent=2) + "\n")

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.arguments import json_object
-from pipeline.errors import UserError, command, nearest, tell
-from pipeline.files import atomic_write, sha256_of, sha256_of_all
+from pipeline.errors import UserError, command, nearest, written_down
+from pipeline.files import sha256_of, sha256_of_all, write_reason
 from pipeline.generators import GENERATORS, TWIN
 from pipeline.registry import find, import_target
 from pipeline.trainer import Recipe, make_trainer
@@ -198,16 +198,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the folder to write, which is replaced")
     parser.add_argument("--errors-as-rows", action="store_true", help="write the reason alone if there is no model")
     given = parser.parse_args()
-    try:
+    name = "source.json" if given.generator == TWIN else "generator.json"
+    with written_down(given.errors_as_rows, lambda reason: write_reason(given.output / name, reason)):
         if given.generator != TWIN:
             find(given.generator, {TWIN: None, **GENERATORS}, "generator")
         train(given)
-    except UserError as error:
-        if not given.errors_as_rows:
-            raise
-        tell(error)
-        name = "source.json" if given.generator == TWIN else "generator.json"
-        atomic_write(given.output / name, json.dumps({"error": str(error)}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

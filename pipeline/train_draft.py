@@ -33,8 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.draft_objective import IGNORED, DraftObjective, Row, cut_draft, measured
-from pipeline.errors import UserError, command, tell
-from pipeline.files import atomic_write, sha256_of
+from pipeline.errors import UserError, command, written_down
+from pipeline.files import sha256_of, write_reason
 from pipeline.selfgen import most_frequent
 from pipeline.training_work import (
     keep_freed_memory,
@@ -206,13 +206,8 @@ def main() -> None:
         "--errors-as-rows", action="store_true", help="if there is no draft, write a draft.json with the reason alone"
     )
     given = parser.parse_args()
-    try:
+    with written_down(given.errors_as_rows, lambda reason: write_reason(given.output / "draft.json", reason)):
         train_draft(given)
-    except UserError as error:
-        if not given.errors_as_rows:
-            raise
-        tell(error)
-        atomic_write(given.output / "draft.json", json.dumps({"error": str(error)}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

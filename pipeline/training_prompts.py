@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset import from_embedded
-from pipeline.errors import UserError, command, tell
+from pipeline.errors import command, written_down
 from pipeline.files import atomic_write
 from pipeline.prepare import load_tokenizer
 from pipeline.registry import TASKS
@@ -128,8 +128,11 @@ def main() -> None:
     )
     given = parser.parse_args()
 
-    record: dict[str, Any] = {"seed": given.seed}
-    try:
+    def write(rows: list[dict[str, Any]], record: dict[str, Any]) -> None:
+        atomic_write(given.output.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+        atomic_write(given.output, to_jsonl(rows))
+
+    with written_down(given.errors_as_rows, lambda reason: write([{"error": reason}], {"error": reason})):
         rows, counts = training_prompts(
             given.model,
             embedded_ngrams(),
@@ -138,14 +141,7 @@ def main() -> None:
             seed=given.seed,
             batch_size=given.batch_size,
         )
-        record["sources"] = counts
-    except UserError as error:
-        if not given.errors_as_rows:
-            raise
-        tell(error)
-        rows, record = [{"error": str(error)}], {"error": str(error)}
-    atomic_write(given.output.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
-    atomic_write(given.output, to_jsonl(rows))
+        write(rows, {"seed": given.seed, "sources": counts})
 
 
 if __name__ == "__main__":
