@@ -147,9 +147,12 @@ class TaskSettings(Section):
 
 
 class DraftTraining(Section):
-    """How the draft model is made: some of the target's layers, trained on what the target writes."""
+    """How the draft model is made: some of the target's layers, trained on what the target writes.
 
-    layers: Annotated[list[Count], Field(min_length=1), Differing] = [0, 1, 29]
+    ``layers`` left out are the first two and the last, of however many the target has.
+    """
+
+    layers: Annotated[list[Count], Field(min_length=1), Differing] | None = None
     epochs: Positive = 2
     shortlist_size: Positive = 8192
 

@@ -97,7 +97,7 @@ rule train_draft:
     """Train a draft model: some of the target's layers, on text that the target wrote.
 
     python -m pipeline.train_draft --model results/models/smollm2-135m --text results/parts/smollm2-135m/default/text.jsonl
-        --layers 0 1 29 --epochs 3 --shortlist-size 8192 --seed 0 --output results/parts/smollm2-135m/default/draft
+        --epochs 3 --shortlist-size 8192 --seed 0 --output results/parts/smollm2-135m/default/draft
     """
     input:
         model="results/models/{model}/source.json",
@@ -108,7 +108,7 @@ rule train_draft:
     params:
         model=subpath(input.model, parent=True),
         folder=subpath(output.record, parent=True),
-        layers=SETTINGS.training.draft.layers,
+        layers=["--layers", *SETTINGS.training.draft.layers] if SETTINGS.training.draft.layers else [],
         epochs=SETTINGS.training.draft.epochs,
         shortlist_size=SETTINGS.training.draft.shortlist_size,
         seed=SETTINGS.training.seed,
@@ -119,7 +119,7 @@ rule train_draft:
     message:
         "Training a draft model for {wildcards.model}"
     shell:
-        "python -m pipeline.train_draft --model {params.model:q} --text {input.text:q} --layers {params.layers}"
+        "python -m pipeline.train_draft --model {params.model:q} --text {input.text:q} {params.layers}"
         " --epochs {params.epochs} --shortlist-size {params.shortlist_size} --seed {params.seed} --errors-as-rows"
         " --output {params.folder:q} 2> >(tee {log:q} >&2)"
 
