@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UserError, command, written_down
 from pipeline.files import atomic_path, atomic_write, sha256_of
 from pipeline.tasks.source import to_jsonl
+from pipeline.training_device import add_device, claim_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -247,6 +248,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help="text.jsonl; the journal is kept beside it")
     parser.add_argument(
         "--errors-as-rows", action="store_true", help='where there is nothing to write, write {"error": reason} instead'
@@ -259,6 +261,7 @@ def main() -> None:
         atomic_write(given.output.with_suffix(".json"), json.dumps(record | hashes, indent=2) + "\n")
 
     with written_down(given.errors_as_rows, lambda reason: write([{"error": reason}], {"error": reason})):
+        claim_device(given.device)
         write(*self_generate(given))
 
 

@@ -36,6 +36,7 @@ from pipeline.files import sha256_of, sha256_of_all, write_reason
 from pipeline.generators import GENERATORS, TWIN
 from pipeline.registry import find, import_target
 from pipeline.trainer import Recipe, make_trainer
+from pipeline.training_device import add_device, claim_device
 from pipeline.training_examples import Batches, read_examples
 from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
 
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("--start-from", help="a pretrained Llama: a folder or a hub id, in safetensors")
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help="the folder to write, which is replaced")
     parser.add_argument("--errors-as-rows", action="store_true", help="write the reason alone if there is no model")
     given = parser.parse_args()
@@ -202,6 +204,7 @@ def main() -> None:
     with written_down(given.errors_as_rows, lambda reason: write_reason(given.output / name, reason)):
         if given.generator != TWIN:
             find(given.generator, {TWIN: None, **GENERATORS}, "generator")
+        claim_device(given.device)
         train(given)
 
 

@@ -37,6 +37,7 @@ from pipeline.draft_objective import IGNORED, DraftObjective, Row, chosen_layers
 from pipeline.errors import UserError, command, written_down
 from pipeline.files import sha256_of, write_reason
 from pipeline.selfgen import most_frequent
+from pipeline.training_device import add_device, claim_device
 from pipeline.training_work import (
     keep_freed_memory,
     last_checkpoint,
@@ -204,12 +205,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--shortlist-size", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help="the draft's folder, which is replaced")
     parser.add_argument(
         "--errors-as-rows", action="store_true", help="if there is no draft, write a draft.json with the reason alone"
     )
     given = parser.parse_args()
     with written_down(given.errors_as_rows, lambda reason: write_reason(given.output / "draft.json", reason)):
+        claim_device(given.device)
         train_draft(given)
 
 

@@ -31,6 +31,7 @@ from pipeline.files import atomic_write
 from pipeline.prepare import load_tokenizer
 from pipeline.registry import TASKS
 from pipeline.tasks.source import to_jsonl
+from pipeline.training_device import add_device, claim_device
 from pipeline.training_forms import ORIGINS, Forms, Origin, written_material
 from pipeline.training_sources import code_documents, docstring_documents, prose_documents
 
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=192)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
         "--errors-as-rows", action="store_true", help='where there is nothing to write, write {"error": reason} instead'
@@ -133,6 +135,7 @@ def main() -> None:
         atomic_write(given.output, to_jsonl(rows))
 
     with written_down(given.errors_as_rows, lambda reason: write([{"error": reason}], {"error": reason})):
+        claim_device(given.device)
         rows, counts = training_prompts(
             given.model,
             embedded_ngrams(),

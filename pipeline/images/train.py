@@ -28,6 +28,7 @@ from pipeline.images.data import NUM_CLASSES
 from pipeline.images.records import MODEL_RECORD, TOKENIZER_RECORD, TOKENS, read_arrays, read_record
 from pipeline.train import checked
 from pipeline.trainer import Recipe, make_trainer
+from pipeline.training_device import add_device, claim_device
 from pipeline.training_examples import Batches
 from pipeline.training_work import last_checkpoint, prepared_work, publish, write_loss_curve
 from shuffle.examples import Example
@@ -108,10 +109,12 @@ def main() -> None:
     parser.add_argument("--backbone", type=json_object, default={}, help="shape of the backbone, JSON")
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help="the folder to write, which is replaced")
     given = parser.parse_args()
     if given.window < 1:
         raise UserError(f"window must be 1 or more, not {given.window}")
+    claim_device(given.device)
     train(given)
 
 

@@ -50,6 +50,7 @@ rule train_twin:
         backbone=backbone,
         recipe=recipe,
         folder=subpath(output.source, parent=True),
+        device=SETTINGS.device,
     threads: TRAINING_THREADS
     priority: 2
     log:
@@ -58,7 +59,7 @@ rule train_twin:
         "Training the autoregressive twin {wildcards.twin}"
     shell:
         "python -m pipeline.train --generator autoregressive --pairs {params.pairs:q} --backbone {params.backbone:q}"
-        " {params.recipe:q} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"
+        " {params.recipe:q} --device {params.device} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"
 
 
 rule distill:
@@ -108,6 +109,7 @@ rule train_generator:
         options=lambda wildcards: generator_options(wildcards.twin, wildcards.generator),
         recipe=recipe,
         folder=subpath(output.record, parent=True),
+        device=SETTINGS.device,
     threads: TRAINING_THREADS
     priority: 2
     log:
@@ -116,5 +118,5 @@ rule train_generator:
         "Training {wildcards.generator} beside {wildcards.twin}"
     shell:
         "python -m pipeline.train --generator {wildcards.generator:q} --pairs {params.pairs:q} {params.distilled:q}"
-        " --backbone {params.backbone:q} --options {params.options:q} {params.recipe:q} --errors-as-rows"
-        " --output {params.folder:q} 2> >(tee {log:q} >&2)"
+        " --backbone {params.backbone:q} --options {params.options:q} {params.recipe:q}"
+        " --device {params.device} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from pipeline import selfgen, states_training, train_draft
 from pipeline.errors import UserError, written_down
+from pipeline.training_device import claim_device
 
 MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
 
@@ -43,6 +45,26 @@ def test_what_cannot_be_done_is_a_reason_where_that_is_wanted(
 def test_a_mistake_of_ours_is_no_row() -> None:
     with pytest.raises(KeyError), written_down(True, pytest.fail):
         raise KeyError("layers")
+
+
+def test_a_training_takes_the_device_that_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    claim_device("auto")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    claim_device("cpu")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    with pytest.raises(UserError, match="device: unknown 'gpu'; did you mean 'cpu'"):
+        claim_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    claim_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train_draft, "train_draft", lambda given: pytest.fail("it began"))
+    words = ["--model=m", "--text=t", f"--output={tmp_path}", "--device=cuda", "--errors-as-rows"]
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    train_draft.main()
+    assert "torch finds no GPU" in json.loads((tmp_path / "draft.json").read_text())["error"]
 
 
 def test_a_training_that_runs_out_of_memory_is_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
