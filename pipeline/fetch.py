@@ -28,6 +28,7 @@ from typing import Any
 
 from pipeline.errors import UserError, command, nearest, tell
 from pipeline.files import atomic_write, sha256_of, sha256_of_all
+from pipeline.hub import reason_of
 
 # What a model needs: weights, configuration, tokenizer, chat template. No code, no pickles.
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -124,8 +125,7 @@ def from_hub(repository: str, revision: str, folder: Path) -> dict[str, Any]:
             ignore_patterns=["*/*", *NOT_MODEL_FILES],
         )
     except Exception as error:  # the hub's client raises its HTTP library's errors, which differ between versions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"hub: {repository!r} at revision {revision!r} cannot be read: {reason}") from error
+        raise UserError(f"hub: {repository!r} at revision {revision!r} cannot be read: {reason_of(error)}") from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     check_model_folder(folder)
     license_name = info.card_data.get("license") if info.card_data else None
