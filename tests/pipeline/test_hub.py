@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -11,7 +15,7 @@ from huggingface_hub import errors
 from pipeline import dataset, fetch
 from pipeline.errors import UserError
 from pipeline.hub import reason_of
-from tests.pipeline.test_fetch import arguments
+from tests.pipeline.test_fetch import arguments, make_model, nothing_left
 
 STATUS = "401 Client Error. (Request ID: Root=1-66f)\n\nRepository Not Found for url."
 
@@ -56,3 +60,44 @@ def test_the_cause_of_an_error_counts() -> None:
     error.__cause__ = refused(errors.GatedRepoError)
     assert "HF_TOKEN" in reason_of(error)
     assert "HF_TOKEN" in reason_of(ValueError("Dataset 'a/b' is a gated dataset on the Hub."))
+
+
+@pytest.mark.parametrize("same_disk", [True, False])
+def test_a_download_goes_through_the_hubs_cache_and_outlives_it(
+    same_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs, snapshot, output = tmp_path / "blobs", tmp_path / "snapshot", tmp_path / "models" / "tiny"
+    make_model(blobs)
+    (blobs / "source.json").write_text("{}")  # theirs, not ours
+    snapshot.mkdir()
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    weights = (blobs / "model.safetensors").read_bytes()
+    tries: list[dict[str, Any]] = []
+
+    def download(name: str, **asked: Any) -> str:
+        tries.append({"name": name, **asked})
+        if len(tries) == 1:
+            raise ConnectionError("the line went dead")
+        return str(snapshot)
+
+    def no_link(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    info = SimpleNamespace(sha="c0ffee", card_data={"license": "mit"})
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    if not same_disk:
+        monkeypatch.setattr(os, "link", no_link)
+    with pytest.raises(UserError, match="the line went dead"):
+        fetch.fetch(arguments(output, hub="org/name"))
+    assert nothing_left(output)
+    fetch.fetch(arguments(output, hub="org/name"))
+    assert tries[0] == tries[1]
+    assert tries[0]["revision"] == "c0ffee"
+    assert not {"local_dir", "force_download"} & set(tries[0])  # so that what was downloaded is kept
+    assert (output / "model.safetensors").samefile(blobs / "model.safetensors") == same_disk
+    assert (blobs / "source.json").read_text() == "{}"
+    shutil.rmtree(blobs)
+    assert (output / "model.safetensors").read_bytes() == weights
+    assert '"source": "hub:org/name@c0ffee"' in (output / "source.json").read_text()
