@@ -89,6 +89,28 @@ def test_what_the_tests_import_is_declared() -> None:
     assert imported_by("tests") <= declared(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
 
 
+EXTRA = re.compile(r"\.\[([\w,-]+)\]")
+
+
+def test_extras_that_pages_and_profiles_name_exist_and_are_quoted_for_every_shell() -> None:
+    pages = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("docs/*.md"), *ROOT.glob("config/*.yaml")]
+    pages += [*ROOT.glob("profiles/*/profile.yaml"), ROOT / "environment.yml"]
+    named: set[str] = set()
+    for page in pages:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            found = EXTRA.findall(line) if "pip install" in line else []
+            named |= {name for names in found for name in names.split(",")}
+            assert all(f"'.[{names}]'" in line for names in found), f"{page}: {line}"
+    assert {"cluster", "dev", "flash-attn", "gpu"} == named == PROJECT["optional-dependencies"].keys()
+
+
+def test_what_needs_torch_to_be_built_is_an_extra_of_its_own() -> None:
+    """pip builds each package by itself, where no torch is."""
+    holding = [name for name, lines in PROJECT["optional-dependencies"].items() if "flash-attn" in declared(lines)]
+    assert holding == ["flash-attn"]
+    assert declared(PROJECT["optional-dependencies"]["flash-attn"]) == {"flash-attn"}
+
+
 def test_conda_environment_installs_the_same() -> None:
     text = (ROOT / "environment.yml").read_text()
     assert "-c requirements.lock" in text
