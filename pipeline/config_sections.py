@@ -174,6 +174,12 @@ class MixerTraining(Section):
     epochs: Positive = 3
     shortlist_size: Positive = 8192
 
+    @model_validator(mode="after")
+    def _a_slot_for_each_position(self) -> MixerTraining:
+        if self.num_positions > self.num_slots:
+            raise ValueError(f"num_positions {self.num_positions} must be at most num_slots {self.num_slots}")
+        return self
+
 
 class TrainingSettings(Section):
     """The recipe of the trained parts, by ``name``; ``num_tokens`` is how much text the target writes for it."""

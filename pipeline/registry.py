@@ -83,7 +83,7 @@ ATTENTION: Mapping[str, Any] = {"attention": Literal["sdpa", "eager", "flash_att
 RECYCLING: Mapping[str, Any] = {
     "num_nodes": PositiveInt,
     "top_k": PositiveInt,
-    "key_length": Literal[1, 2],
+    "key_length": Annotated[int, Field(ge=1, le=2)],
     "warm_start": bool,
     "row_cost": NonNegativeFloat,
 }
