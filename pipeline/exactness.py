@@ -33,7 +33,7 @@ from pipeline.errors import UserError, command, nearest
 from pipeline.exactness_table import gather, write
 from pipeline.files import sha256_of
 from pipeline.generate import DTYPES, read_requests
-from pipeline.machine import describe_machine, package_versions
+from pipeline.machine import available_cores, describe_machine, package_versions
 from pipeline.parts import error_of, files_of, part_argument
 from pipeline.record import Journal, Record
 from pipeline.registry import METHODS, find
@@ -102,7 +102,7 @@ class Runner:
         from transformers import AutoTokenizer
 
         from decoding import Sampling, TargetModel
-        from pipeline.cell import available_cores, choose_device, devices_for
+        from pipeline.cell import choose_device, devices_for
         from pipeline.precision import precision_of
         from pipeline.prefilled import prefill_once
 
@@ -219,7 +219,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", help=" | ".join(DTYPES))
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--device-map", choices=("auto",), help="auto: spread the model over all graphics cards")
-    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores, or OMP_NUM_THREADS")
     parser.add_argument("--requests", type=Path, nargs="+", default=[], help="of pipeline.prepare: TASK.jsonl")
     parser.add_argument("--prompts", type=int, help="take the first so many of each file; default: all")
     parser.add_argument("--methods", nargs="+", default=[], help="default: lossless drafters whose parts are there")

@@ -79,8 +79,8 @@ def row_of(
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Measure every side and return the figures, and what they were measured on."""
-    from pipeline.cell import available_cores
     from pipeline.clock import machine_lock
+    from pipeline.machine import available_cores
 
     arrays = read_arrays(given.tokens / TOKENS, "tokenise")
     record = read_record(given.tokens / TOKENIZER_RECORD, "tokenise")
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--backbone", type=json_object, default={}, help="shape of the backbone, JSON")
     parser.add_argument("--shuffle-blocks", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores, or OMP_NUM_THREADS")
     parser.add_argument("--output", type=Path, required=True, help="the file to write")
     given = parser.parse_args()
     if BASELINE not in given.windows:
