@@ -1,7 +1,7 @@
 r"""Does every lossless method emit exactly the baseline's ids? Greedy, untimed, on many prompts; by hand::
 
     python -m pipeline.exactness --model-dir results/models/smollm2-135m --dtype float32 \
-        --requests results/exactness/laptop/smollm2-135m/humaneval.jsonl --methods prompt_lookup lookahead \
+        --requests results/exactness/laptop/smollm2-135m/requests/humaneval.jsonl --methods prompt_lookup lookahead \
         --output results/exactness/laptop/smollm2-135m/float32
 
 The baseline runs once a prompt, then each method on the same prompt, all in one process on one target model. A

@@ -1,8 +1,8 @@
 r"""Rule: run one method on one task, timed: a cell. By hand::
 
     python -m pipeline.generate --model-dir results/models/smollm2-135m --dtype bfloat16 --method prompt_lookup \
-        --options '{}' --task humaneval --requests results/requests/smollm2-135m/humaneval.jsonl --seed 0 \
-        --output results/cells/smollm2-135m/bfloat16/humaneval/prompt_lookup/0
+        --options '{}' --task humaneval --requests results/requests/laptop/smollm2-135m/humaneval.jsonl --seed 0 \
+        --output results/cells/laptop/smollm2-135m/bfloat16/humaneval/prompt_lookup/0
 
 Writes ``records.jsonl`` (a prompt a line), then ``cell.json``. A cell that cannot be run is written too, with
 ``status`` failed and a reason, and the exit status is 0, so that the other cells go on and the table says it.

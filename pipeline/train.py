@@ -6,8 +6,8 @@ r"""Rule: train an autoregressive twin, or a model that generates in parallel, o
         --backbone '{"hidden_size": 192, "num_layers": 4}' --steps 600 --output results/twins/verbalized/shufflelm
 
 Two models are compared only if all that differs is how they generate: same pairs, tokenizer, backbone, number of steps,
-examples a step, schedule and seed. ``--twin`` gives the folder of the twin, where the target texts of a distilled
-generator come from (``pipeline.distill``); ``--start-from`` a pretrained Llama instead of random weights.
+examples a step, schedule and seed. ``--distilled`` gives the file of the twin's answers (``pipeline.distill``), which a
+distilled generator learns from in place of the references; ``--start-from`` a pretrained Llama, not random weights.
 
 On several devices or machines the same command goes under a launcher, and a step then takes the examples of all
 processes together::

@@ -111,6 +111,15 @@ def test_what_needs_torch_to_be_built_is_an_extra_of_its_own() -> None:
     assert declared(PROJECT["optional-dependencies"]["flash-attn"]) == {"flash-attn"}
 
 
+def test_files_that_are_not_python_are_part_of_the_package() -> None:
+    """An installed copy reads them; a pattern that fits none is a mistake."""
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    found = {pattern: set((ROOT / "pipeline").glob(pattern)) for pattern in data["pipeline"]}
+    assert all(found.values())
+    others = {file for file in (ROOT / "pipeline").rglob("*.*") if file.suffix not in (".py", ".pyc")}
+    assert set().union(*found.values()) == others
+
+
 def test_conda_environment_installs_the_same() -> None:
     text = (ROOT / "environment.yml").read_text()
     assert "-c requirements.lock" in text

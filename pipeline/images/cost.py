@@ -1,7 +1,7 @@
 r"""Rule: what reading an image costs at growing resolution, for windows of different size. By hand::
 
-    python -m pipeline.images.cost --tokens results/images/photographs --sides 256 512 --windows 1 2 4 \
-        --backbone '{"hidden_size": 256, "num_layers": 4}' --repeats 3 --output results/images/cost.json
+    python -m pipeline.images.cost --tokens results/images/laptop/photographs --sides 256 512 --windows 1 2 4 \
+        --backbone '{"hidden_size": 256, "num_layers": 4}' --repeats 3 --output results/images/laptop/cost.json
 
 A photograph's tokens are read by the transformer alone, with weights that are not trained (``prefill.py``). For each
 side every window has a process of its own, so that its peak of memory is its own; the processes are all there at

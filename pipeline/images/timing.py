@@ -1,7 +1,7 @@
 r"""Rule: how long a digit takes, for every window and guidance, in turn in one process. By hand::
 
-    python -m pipeline.images.timing --models results/images/window_1 results/images/window_2 --images 20 \
-        --guidances none constant --guidance-scale 2.0 --output results/images/timing.json
+    python -m pipeline.images.timing --models results/images/laptop/window_1 results/images/laptop/window_2 \
+        --images 20 --guidances none constant --guidance-scale 2.0 --output results/images/laptop/timing.json
 
 One image at a time, as someone who waits for it would see it, and then ``--batch-size`` at once. A round draws the same
 class with every model and guidance, each once uncounted and then timed, and the order of them turns from round to

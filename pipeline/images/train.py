@@ -1,7 +1,7 @@
 r"""Rule: train an image transformer on the digits that may be learned from. By hand::
 
-    python -m pipeline.images.train --tokens results/images/digits --window 2 --shuffle-blocks 1 \
-        --backbone '{"hidden_size": 128, "num_layers": 4}' --steps 400 --output results/images/window_2
+    python -m pipeline.images.train --tokens results/images/laptop/digits --window 2 --shuffle-blocks 1 \
+        --backbone '{"hidden_size": 128, "num_layers": 4}' --steps 400 --output results/images/laptop/window_2
 
 Windows are compared only if all that differs is how many tokens a row holds: same digits, codes, backbone, number of
 steps, images a step, schedule and seed. The one with a window of 1 has no added layers, the others have; the record

@@ -90,7 +90,7 @@ rule distill:
 
 
 rule train_generator:
-    """Train a model that generates in parallel on what its twin learned from, or on the twin's answers. It takes all cores.
+    """Train a model that generates in parallel on what its twin learned from, or on the twin's answers. It takes half the cores.
 
     python -m pipeline.train --generator shufflelm --pairs results/twins/verbalized/pairs --backbone '{"hidden_size": 192}'
         --options '{}' --steps 600 --batch-size 64 --learning-rate 0.002 --seed 0 --output results/twins/verbalized/shufflelm
