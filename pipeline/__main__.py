@@ -131,7 +131,7 @@ def generate(
     """
     from pipeline.cli import choices
 
-    found = choices.find_model(choices.read_profile(profile), model)
+    found = choices.find_model(choices.read_profile(profile), model, profile)
     chosen = choices.choose(found, method, option or [], choices.parse_parts(part or []))
     asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     asked |= {"max_new_tokens": max_new_tokens, "seed": seed, "stop": tuple(stop or ()), "chat": chat}
@@ -182,7 +182,7 @@ def compare(
     """
     from pipeline.cli import choices
 
-    found = choices.find_model(choices.read_profile(profile), model)
+    found = choices.find_model(choices.read_profile(profile), model, profile)
     pair = choices.choose_two(found, (first, option_a or []), (second, option_b or []), choices.parse_parts(part or []))
     asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     asked |= {"max_new_tokens": max_new_tokens, "seed": seed, "stop": tuple(stop or ()), "chat": chat}

@@ -28,6 +28,7 @@ from decoding.stopping import cut_at
 from pipeline.cell_summary import summary_of
 from pipeline.clock import MemoryMeter, measure_limits, quiet, settle
 from pipeline.divergence import top2_margin
+from pipeline.machine import available_cores
 from pipeline.methods import Generates, build_decoder, build_generator, build_peer, keeps_state, unlearned
 from pipeline.power import Reading, meter_of, summed
 from pipeline.precision import precision_of
@@ -214,11 +215,6 @@ class Bench:
             context = prompts[prompt_id] + baselines[prompt_id][:token]
             found.append({**divergence, "top2_margin": top2_margin(self.target, context)})
         return found
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(name: str) -> torch.device:

@@ -11,15 +11,16 @@ Example::
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from pipeline.config_file import read_yaml
 from pipeline.config_images import ImageSettings
+from pipeline.config_options import checked_generators, checked_methods
 from pipeline.config_sections import (
     Count,
     Differing,
@@ -83,13 +84,18 @@ class Settings(Section):
 
     @field_validator("twins", mode="before")
     @classmethod
-    def _twins_methods_exist(cls, twins: Any) -> Any:
+    def _twins_options_exist(cls, twins: Any) -> Any:
         if not isinstance(twins, Mapping):
             return twins
+        checks: Mapping[Any, Callable[[Mapping[Any, Any], str], Any]]
+        checks = {"methods": checked_methods, "generators": checked_generators}
         return {
-            name: {**twin, "methods": checked_methods(twin["methods"], f"twins.{name}.")}
-            if isinstance(twin, Mapping) and isinstance(twin.get("methods"), Mapping)
-            else twin
+            name: twin
+            if not isinstance(twin, Mapping)
+            else {
+                key: checks[key](value, f"twins.{name}.") if key in checks and isinstance(value, Mapping) else value
+                for key, value in twin.items()
+            }
             for name, twin in twins.items()
         }
 
@@ -153,39 +159,6 @@ def load(source: Mapping[str, Any] | str | Path) -> Settings:
         details = error.errors()
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
         raise UserError(f"config: {_explain(details[0])}{more}") from None
-
-
-def checked_methods(methods: Mapping[Any, Any], where: str = "") -> dict[str, dict[str, Any]]:
-    """Return the methods with their options in the right types; ``where`` is what stands before ``methods``."""
-    given = {name: {} if options is None else options for name, options in methods.items()}
-    return {name: _checked_options(name, options, where) for name, options in given.items()}
-
-
-def _checked_options(method: object, options: Any, where: str) -> dict[str, Any]:
-    """Return a method's options with their values in the right types."""
-    if not isinstance(method, str):
-        raise UserError(f"{where}methods: {method!r} is not a name; {nearest(method, METHODS)}")
-    entry = find(method, METHODS, "method")
-    if not isinstance(options, Mapping):
-        raise UserError(f"{where}methods.{method} = {options!r}: should be a mapping of options")
-    types, checked = entry.all_options, {}
-    for name, value in options.items():
-        if name not in types:
-            hint = nearest(str(name), types) if types else "it takes none"
-            raise UserError(f"{where}methods.{method}.{name} = {value!r}: {method} has no such option; {hint}")
-        try:
-            checked[name] = TypeAdapter(types[name]).validate_python(value)
-            if isinstance(value, bool) and types[name] is not bool:
-                raise UserError(f"{where}methods.{method}.{name} = {value!r}: should be a number")
-        except ValidationError as error:
-            problem = _uncapitalised(error.errors()[0]["msg"])
-            raise UserError(f"{where}methods.{method}.{name} = {value!r}: {problem}") from None
-    try:
-        if entry.check:
-            entry.check(checked)
-    except ValueError as error:
-        raise UserError(f"{where}methods.{method}: {error}") from None
-    return checked
 
 
 def _explain(detail: ErrorDetails) -> str:

@@ -147,9 +147,12 @@ class TaskSettings(Section):
 
 
 class DraftTraining(Section):
-    """How the draft model is made: some of the target's layers, trained on what the target writes."""
+    """How the draft model is made: some of the target's layers, trained on what the target writes.
 
-    layers: Annotated[list[Count], Field(min_length=1), Differing] = [0, 1, 29]
+    ``layers`` left out are the first two and the last, of however many the target has.
+    """
+
+    layers: Annotated[list[Count], Field(min_length=1), Differing] | None = None
     epochs: Positive = 2
     shortlist_size: Positive = 8192
 
@@ -170,6 +173,12 @@ class MixerTraining(Section):
     num_mixer_layers: Count = 1
     epochs: Positive = 3
     shortlist_size: Positive = 8192
+
+    @model_validator(mode="after")
+    def _a_slot_for_each_position(self) -> MixerTraining:
+        if self.num_positions > self.num_slots:
+            raise ValueError(f"num_positions {self.num_positions} must be at most num_slots {self.num_slots}")
+        return self
 
 
 class TrainingSettings(Section):

@@ -77,12 +77,19 @@ class TwinSettings(Section):
         plain = {name: task for name, task in TASKS.items() if name.endswith("_plain")}
         origins = find(self.task, plain, "task of a twin").origins
         if ("path" if self.path else "embedded") not in origins:
-            raise ValueError(f"task {self.task!r} takes its data from: {', '.join(origins)}")
-        for name in self.generators:
-            if name not in {TWIN, *GENERATORS}:
-                raise ValueError(f"generators: unknown {name!r}; {nearest(name, GENERATORS)}")
+            known = [origin for origin in origins if origin != "hub"]  # whose train split is not read
+            raise ValueError(f"task {self.task!r} takes its data from: {', '.join(known)}")
+        used: set[str] = set()
         for name in self.methods:
             needs = METHODS[name].parts_with(self.methods[name])
-            if METHODS[name].kind == "drafter" and set(needs) - set(GENERATORS):
+            if set(needs) - set(GENERATORS):
                 raise ValueError(f"methods: {name!r} needs trained parts ({', '.join(needs)}), which a twin has not")
+            used |= set(needs)
+        for name in self.generators:
+            if name == TWIN:
+                raise ValueError(f"generators: {name!r} is the twin itself, whose shape is that of the backbone")
+            if name not in GENERATORS:
+                raise ValueError(f"generators: unknown {name!r}; {nearest(name, GENERATORS)}")
+            if name not in used:
+                raise ValueError(f"generators: no method of this twin uses {name!r}; {nearest(name, used)}")
         return self

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.errors import UserError, command, tell
 from pipeline.files import atomic_write, sha256_of_all
+from pipeline.hub import reason_of
 from pipeline.registry import TASKS, find
 from pipeline.tasks.source import Document, Source, to_jsonl
 
@@ -67,8 +68,7 @@ def from_hub(task: str, name: str, revision: str | None) -> tuple[list[Document]
         commit = HfApi().dataset_info(name, revision=revision).sha
         rows = datasets.load_dataset(name, hub.config, split=hub.split, revision=commit)
     except Exception as error:  # the hub's client raises its own, requests', httpx's and the system's errors alike
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"cannot read hub {name!r}, revision {revision or 'main'}: {reason}") from error
+        raise UserError(f"cannot read hub {name!r}, revision {revision or 'main'}: {reason_of(error)}") from error
     documents = []
     for number, row in enumerate(rows):
         try:

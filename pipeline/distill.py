@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.errors import UserError, command, tell
+from pipeline.errors import command, written_down
 from pipeline.files import atomic_write
 from pipeline.prepare import check_source
 from pipeline.tasks.source import Document, keep, read_jsonl, to_jsonl
@@ -66,14 +66,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="distilled.jsonl")
     parser.add_argument("--errors-as-rows", action="store_true", help='write {"error": reason} if there are none')
     given = parser.parse_args()
-    try:
-        rows: list[Document] = distilled(given.model, given.pairs)
-    except UserError as error:
-        if not given.errors_as_rows:
-            raise
-        tell(error)
-        rows = [{"error": str(error)}]
-    atomic_write(given.output, to_jsonl(rows))
+    with written_down(given.errors_as_rows, lambda reason: atomic_write(given.output, to_jsonl([{"error": reason}]))):
+        atomic_write(given.output, to_jsonl(distilled(given.model, given.pairs)))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,19 @@ IGNORED = -100
 CHAINS = (1, 2, 3, 4, 5, 6, 8)
 
 
+def chosen_layers(asked: Sequence[int] | None, total: int) -> list[int]:
+    """Return which of a target's ``total`` layers make a draft: those ``asked`` for, or the first two and the last.
+
+    Raises:
+        UserError: the target has no such layer.
+    """
+    if asked is None:
+        return sorted({0, min(1, total - 1), total - 1})
+    if bad := [layer for layer in asked if not 0 <= layer < total]:
+        raise UserError(f"layers: {bad[0]}, but the target has layers 0 to {total - 1}")
+    return list(asked)
+
+
 def cut_draft(target: PreTrainedModel, layers: Sequence[int]) -> LlamaForCausalLM:
     """Return a model of these layers of ``target``, in this order, between its embedding, norm and head.
 
@@ -36,9 +49,7 @@ def cut_draft(target: PreTrainedModel, layers: Sequence[int]) -> LlamaForCausalL
     """
     from transformers import AutoModelForCausalLM
 
-    total = target.config.num_hidden_layers
-    if bad := [layer for layer in layers if not 0 <= layer < total]:
-        raise UserError(f"layers: {bad[0]}, but the target has layers 0 to {total - 1}")
+    layers = chosen_layers(layers, target.config.num_hidden_layers)
     config = type(target.config).from_dict(target.config.to_dict() | {"num_hidden_layers": len(layers)})
     config.architectures = target.config.architectures
     draft = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]

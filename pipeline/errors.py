@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import functools
 import sys
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 MOST_LISTED = 8
 
@@ -31,6 +33,26 @@ def nearest(word: object, known: Iterable[object]) -> str:
 def tell(error: object) -> None:
     """Print an error as one line on stderr, however many its text has."""
     print("error:", " ".join(line.strip() for line in str(error).splitlines()), file=sys.stderr)
+
+
+@contextmanager
+def written_down(wanted: bool, write: Callable[[str], None]) -> Iterator[None]:
+    """Where ``wanted``, let a step that cannot be done end well: its reason is written where its result would be.
+
+    The cells that need the result are then rows with that reason. So is what a machine cannot do: too little memory,
+    which torch tells as a RuntimeError. Of that the whole traceback goes to stderr.
+    """
+    try:
+        yield
+    except (UserError, RuntimeError, MemoryError) as error:
+        if not wanted:
+            raise
+        reason = str(error)
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {reason.strip().partition(chr(10))[0]}".removesuffix(": ")
+        tell(reason)
+        write(reason)
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

@@ -1,7 +1,7 @@
 r"""Does every lossless method emit exactly the baseline's ids? Greedy, untimed, on many prompts; by hand::
 
     python -m pipeline.exactness --model-dir results/models/smollm2-135m --dtype float32 \
-        --requests results/exactness/laptop/smollm2-135m/humaneval.jsonl --methods prompt_lookup lookahead \
+        --requests results/exactness/laptop/smollm2-135m/requests/humaneval.jsonl --methods prompt_lookup lookahead \
         --output results/exactness/laptop/smollm2-135m/float32
 
 The baseline runs once a prompt, then each method on the same prompt, all in one process on one target model. A
@@ -11,9 +11,10 @@ The baseline runs once a prompt, then each method on the same prompt, all in one
 Each method has its journal, so a killed run goes on at its prompt, more prompts or methods cost only what is new, and a
 change of one method's code or options begins that one anew.
 
-Writes ``exactness.csv`` (model, dtype, method, task, prompts, equal) and ``divergences.jsonl``: a line for each output
-that differs, with the index of the first token that does and the target's top-2 margin there. Those of several folders
-are put together by ``python -m pipeline.exactness --gather FOLDER... --output results``.
+Writes ``exactness.csv`` (model, dtype, method, task, prompts, equal, reason) and ``divergences.jsonl``: a line for each
+output that differs, with the index of the first token that does and the target's top-2 margin there. A method whose
+trained parts could not be made has rows of no prompts, with the ``reason``. Those of several folders are put together
+by ``python -m pipeline.exactness --gather FOLDER... --output results``.
 """
 
 from __future__ import annotations
@@ -21,20 +22,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from pipeline.divergence import first_difference, top2_margin
 from pipeline.errors import UserError, command, nearest
-from pipeline.files import atomic_write, sha256_of
+from pipeline.exactness_table import gather, write
+from pipeline.files import sha256_of
 from pipeline.generate import DTYPES, read_requests
-from pipeline.machine import describe_machine, package_versions
+from pipeline.machine import available_cores, describe_machine, package_versions
 from pipeline.parts import error_of, files_of, part_argument
 from pipeline.record import Journal, Record
 from pipeline.registry import METHODS, find
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from decoding import Generation, SpeculativeDecoder, TargetModel
 
 BASELINE = "autoregressive"
-TABLE, DIVERGENCES = "exactness.csv", "divergences.jsonl"
 
 
 @dataclass(frozen=True)
@@ -63,16 +61,18 @@ class Comparison:
         """Return the folders of the parts that ``method`` needs.
 
         Raises:
-            UserError: one is not given, or could not be made.
+            UserError: one is not given.
         """
         folders: dict[str, Path] = {}
         for part in METHODS[method].parts_with(self.options.get(method, {})):
             if part not in self.parts:
                 raise UserError(f"part: method {method!r} needs --part {part}=FOLDER")
-            if reason := error_of(self.parts[part]):
-                raise UserError(reason)
             folders[part] = self.parts[part]
         return folders
+
+    def reason_against(self, method: str) -> str | None:
+        """Return why ``method`` cannot be compared, if a part that it needs could not be made."""
+        return next(filter(None, map(error_of, self.parts_of(method).values())), None)
 
     def fingerprint(self, method: str) -> str:
         """Return a hash of all that the ids of ``method`` depend on, but for the prompts."""
@@ -102,7 +102,7 @@ class Runner:
         from transformers import AutoTokenizer
 
         from decoding import Sampling, TargetModel
-        from pipeline.cell import available_cores, choose_device, devices_for
+        from pipeline.cell import choose_device, devices_for
         from pipeline.precision import precision_of
         from pipeline.prefilled import prefill_once
 
@@ -152,12 +152,16 @@ class Runner:
 
 
 def compare(comparison: Comparison, methods: Sequence[str], requests: list[Record], output: Path) -> list[Record]:
-    """Run what the journals lack; return one record a method and prompt, in the order of the prompts."""
+    """Run what the journals lack; return one record a method and prompt, in the order of the prompts.
+
+    Those of a method whose parts could not be made have nothing but the reason.
+    """
     from tqdm import tqdm
 
+    reasons = {name: reason for name in methods if (reason := comparison.reason_against(name))}
     with ExitStack() as stack:
         journals = {}
-        for name in (BASELINE, *methods):
+        for name in (BASELINE, *(name for name in methods if name not in reasons)):
             journal = Journal(output / "journals" / f"{name}.jsonl", comparison.fingerprint(name))
             journals[name] = stack.enter_context(journal)
         waiting = {name: {r["prompt_id"] for r in journal.missing(requests)} for name, journal in journals.items()}
@@ -172,7 +176,11 @@ def compare(comparison: Comparison, methods: Sequence[str], requests: list[Recor
                         journals[name].add(record_of(runner, request, ids, theirs))
                         bar.update()
         return [
-            {"method": name, **journals[name].records[request["prompt_id"]]} for name in methods for request in requests
+            {"method": name, "task": request["task"], "reason": reasons[name]}
+            if name in reasons
+            else {"method": name, **journals[name].records[request["prompt_id"]]}
+            for name in methods
+            for request in requests
         ]
 
 
@@ -203,47 +211,6 @@ def numbered(files: Sequence[Path], prompts: int | None) -> list[Record]:
     return found
 
 
-def table_of(records: Sequence[Record], model: str, dtype: str) -> pd.DataFrame:
-    """Return one row a method and task: how many prompts, and on how many the ids are equal."""
-    rows = pd.DataFrame(
-        {
-            "model": model,
-            "dtype": dtype,
-            "method": [record["method"] for record in records],
-            "task": [record["task"] for record in records],
-            "equal": [record["token"] is None for record in records],
-        }
-    )
-    counted = rows.groupby(["model", "dtype", "method", "task"], sort=True)["equal"].agg(prompts="size", equal="sum")
-    return counted.reset_index()
-
-
-def write(records: Sequence[Record], model: str, dtype: str, output: Path) -> None:
-    """Write the table and the divergences."""
-    apart = [{"model": model, "dtype": dtype, **record} for record in records if record["token"] is not None]
-    for record in apart:
-        del record["output_ids"]
-    write_both(table_of(records, model, dtype), "".join(f"{json.dumps(record)}\n" for record in apart), output)
-
-
-def write_both(table: pd.DataFrame, divergences: str, output: Path) -> None:
-    """Write the divergences, then the table, and say its sums: where there is a table, both are whole."""
-    atomic_write(output / DIVERGENCES, divergences)
-    atomic_write(output / TABLE, table.to_csv(index=False, lineterminator="\n"))
-    for (model, dtype), rows in table.groupby(["model", "dtype"]):
-        equal, texts = rows["equal"].sum(), rows["prompts"].sum()
-        print(f"exactness: {model} in {dtype}: {equal} of {texts} texts are the baseline's", file=sys.stderr)
-
-
-def gather(folders: Sequence[Path], output: Path) -> None:
-    """Put the tables and the divergences of several comparisons together."""
-    for folder in folders:
-        if not (folder / TABLE).is_file():
-            raise UserError(f"gather: {folder} holds no {TABLE}")
-    table = pd.concat([pd.read_csv(folder / TABLE) for folder in folders], ignore_index=True)
-    write_both(table, "".join((folder / DIVERGENCES).read_text(encoding="utf-8") for folder in folders), output)
-
-
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -252,7 +219,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", help=" | ".join(DTYPES))
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--device-map", choices=("auto",), help="auto: spread the model over all graphics cards")
-    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores, or OMP_NUM_THREADS")
     parser.add_argument("--requests", type=Path, nargs="+", default=[], help="of pipeline.prepare: TASK.jsonl")
     parser.add_argument("--prompts", type=int, help="take the first so many of each file; default: all")
     parser.add_argument("--methods", nargs="+", default=[], help="default: lossless drafters whose parts are there")

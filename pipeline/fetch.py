@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from typing import Any
 
 from pipeline.errors import UserError, command, nearest, tell
 from pipeline.files import atomic_write, sha256_of, sha256_of_all
+from pipeline.hub import reason_of
 
 # What a model needs: weights, configuration, tokenizer, chat template. No code, no pickles.
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -110,26 +112,36 @@ def from_path(source: Path, folder: Path) -> dict[str, Any]:
 
 
 def from_hub(repository: str, revision: str, folder: Path) -> dict[str, Any]:
-    """Download the model files of a hub repository at one commit into ``folder``; the commit is what is recorded."""
+    """Download the model files of a hub repository at one commit and link them into ``folder``; record the commit.
+
+    They go through the hub's own cache, where a download that was cut off goes on, and which other projects share.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     say(f"downloading {repository} at {revision} from the hub")
     try:
         info = HfApi().model_info(repository, revision=revision)
-        snapshot_download(
+        snapshot = snapshot_download(
             repository,
             revision=info.sha,
-            local_dir=folder,
             allow_patterns=list(MODEL_FILES),
             ignore_patterns=["*/*", *NOT_MODEL_FILES],
         )
     except Exception as error:  # the hub's client raises its HTTP library's errors, which differ between versions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"hub: {repository!r} at revision {revision!r} cannot be read: {reason}") from error
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
+        raise UserError(f"hub: {repository!r} at revision {revision!r} cannot be read: {reason_of(error)}") from error
+    for file in model_files(Path(snapshot)):
+        link_or_copy(file.resolve(), folder / file.name)
     check_model_folder(folder)
     license_name = info.card_data.get("license") if info.card_data else None
     return {"source": f"hub:{repository}@{info.sha}", "license": license_name}
+
+
+def link_or_copy(file: Path, place: Path) -> None:
+    """Give ``file`` a second name, which outlives the first; where that cannot be, on another disk, copy it."""
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,11 @@ def atomic_write(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` in UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_reason(record: Path, reason: str) -> None:
+    """Write why there is nothing to record: ``{"error": reason}``."""
+    atomic_write(record, json.dumps({"error": reason}, indent=2) + "\n")
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 r"""Rule: run one method on one task, timed: a cell. By hand::
 
     python -m pipeline.generate --model-dir results/models/smollm2-135m --dtype bfloat16 --method prompt_lookup \
-        --options '{}' --task humaneval --requests results/requests/smollm2-135m/humaneval.jsonl --seed 0 \
-        --output results/cells/smollm2-135m/bfloat16/humaneval/prompt_lookup/0
+        --options '{}' --task humaneval --requests results/requests/laptop/smollm2-135m/humaneval.jsonl --seed 0 \
+        --output results/cells/laptop/smollm2-135m/bfloat16/humaneval/prompt_lookup/0
 
 Writes ``records.jsonl`` (a prompt a line), then ``cell.json``. A cell that cannot be run is written too, with
 ``status`` failed and a reason, and the exit status is 0, so that the other cells go on and the table says it.
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.arguments import json_object
 from pipeline.errors import UserError, command, nearest
 from pipeline.files import atomic_write, folder_lock, sha256_of
-from pipeline.machine import describe_machine, package_versions
+from pipeline.machine import available_cores, describe_machine, package_versions
 from pipeline.parts import checked_parts, error_of, files_of, part_argument
 from pipeline.registry import METHODS
 from pipeline.sources import ROOT, sources_of
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup-prompts", type=int, default=1)
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--device-map", choices=("auto",), help="auto: spread the model over all graphics cards")
-    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores, or OMP_NUM_THREADS")
     parser.add_argument(
         "--part",
         type=part_argument,
@@ -107,6 +107,7 @@ def fingerprint_of(spec: CellSpec) -> str:
     code = sources_of("pipeline.generate", *METHODS["autoregressive"].modules, *METHODS[spec.method].modules)
     parts = {
         "arguments": asdict(spec),
+        "threads": spec.num_threads or available_cores(),
         "files": {str(path): sha256_of(path) for path in files},
         "code": {name: sha256_of(ROOT / name) for name in code},
         "method": METHODS[spec.method].definition,

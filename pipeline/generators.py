@@ -13,7 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from pipeline.entries import Share
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,15 @@ class Generator:
     """How a name's weights are made and run.
 
     ``model``, ``config`` and ``generator`` are ``module:name``: what is trained, its configuration, and what generates
-    with it. ``distilled`` models learn from what the twin answers instead of from the references (sequence-level
+    with it. ``settings`` gives the type of each key of its own that a configuration may set, unless the name stands for
+    it. ``distilled`` models learn from what the twin answers instead of from the references (sequence-level
     distillation: Kim and Rush 2016).
     """
 
     model: str
     config: str
     generator: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     distilled: bool = False
 
@@ -37,9 +43,45 @@ class Generator:
         return self.model.partition(":")[0]
 
     @property
+    def options(self) -> Mapping[str, Any]:
+        """The type of each key of the model's configuration that may be set: what the name stands for may not."""
+        return {name: kind for name, kind in self.settings.items() if name not in self.training}
+
+    @property
     def definition(self) -> str:
         """What the name stands for, as text that changes when that does."""
         return " ".join([self.model, self.config, *(f"{k}={v!r}" for k, v in self.training.items())])
+
+
+SHUFFLELM: Mapping[str, Any] = {
+    "max_parallel_tokens": PositiveInt,
+    "rotary_dim": Annotated[int, Field(ge=2, multiple_of=2)],
+    "shuffle_temperature": PositiveFloat,
+    "num_mixer_layers": NonNegativeInt,
+    "prompt_attention": Literal["bidirectional", "causal"],
+    "position_head": Literal["rotary", "none"],
+    "matching": Literal["assignment", "identity"],
+    "matching_warmup": Share,
+    "alpha": NonNegativeFloat,
+    "beta": NonNegativeFloat,
+    "glancing": Share,
+    "source_copy": bool,
+    "label_smoothing": Share,
+}
+DIFFUSION: Mapping[str, Any] = {
+    "block_length": PositiveInt,
+    "loss_weighting": Literal["uniform", "1/t"],
+    "min_mask_ratio": Annotated[float, Field(gt=0, lt=1)],
+    "placed_masks": bool,
+}
+TWOSTREAM: Mapping[str, Any] = {
+    "group_sizes": Annotated[list[PositiveInt], Field(min_length=1)],
+    "permute": Share,
+    "block_groups": PositiveInt,
+    "prompt_groups": Literal["single", "causal"],
+    "group_size": PositiveInt,
+    "order": Literal["left_to_right", "random"],
+}
 
 
 def _shufflelm(distilled: bool = False, **training: Any) -> Generator:
@@ -47,6 +89,7 @@ def _shufflelm(distilled: bool = False, **training: Any) -> Generator:
         "shuffle.shufflelm.model:ShuffleLM",
         "shuffle.shufflelm.config:ShuffleConfig",
         "shuffle.shufflelm.generator:ShuffleGenerator",
+        SHUFFLELM,
         training,
         distilled,
     )
@@ -57,6 +100,7 @@ def _diffusion(distilled: bool = False) -> Generator:
         "shuffle.diffusion.model:DiffusionTransformer",
         "shuffle.diffusion.config:DiffusionConfig",
         "shuffle.diffusion.generator:DiffusionGenerator",
+        DIFFUSION,
         distilled=distilled,
     )
 
@@ -66,6 +110,7 @@ def _twostream(distilled: bool = False) -> Generator:
         "shuffle.twostream.model:LlamaTwoStreamForCausalLM",
         "shuffle.twostream.config:TwoStreamConfig",
         "shuffle.twostream.generator:TwoStreamGenerator",
+        TWOSTREAM,
         distilled=distilled,
     )
 

@@ -2,7 +2,7 @@
 
 Example::
 
-    pairs = read_text(Path("results/text/smollm2-135m/text.jsonl"))
+    pairs = read_text(Path("results/parts/smollm2-135m/default/text.jsonl"))
     hidden = hidden_states(model, pairs["train"])                     # [N, d]
     labels, tokens = labels_of(pairs["train"], num_heads=4, rows=rows)     # [N, 4] each
 """

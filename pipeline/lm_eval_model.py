@@ -34,7 +34,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig
 
 from decoding import Generation, Sampling
-from pipeline.config import checked_methods
+from pipeline.config_options import checked_methods
 from pipeline.errors import UserError, nearest
 from pipeline.methods import Generates, unlearned
 from pipeline.parts import checked_parts

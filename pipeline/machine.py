@@ -44,6 +44,13 @@ FLAGS = ("avx2", "avx512", "amx", "f16c", "asimd", "sve", "bf16", "i8mm")
 WIDEST = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 
+def available_cores() -> int:
+    """Return how many cores this process may use: at most those of ``snakemake --cores``, told as OMP_NUM_THREADS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, max(1, int(given))) if given.isdecimal() else cores
+
+
 def describe_machine() -> dict[str, Any]:
     """Return CPU, its relevant flags, cores, memory, GPUs, operating system and Python version."""
     model, flags = _cpu()

@@ -88,7 +88,7 @@ ASSISTED: Mapping[str, Any] = {  # None: transformers' own default
 RECYCLING: Mapping[str, Any] = {
     "num_nodes": PositiveInt,
     "top_k": PositiveInt,
-    "key_length": Literal[1, 2],
+    "key_length": Annotated[int, Field(ge=1, le=2)],
     "warm_start": bool,
     "row_cost": NonNegativeFloat,
 }

@@ -24,9 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from decoding import CandidateTree, Generation, Sampling, StopStrings, TargetModel
 from decoding.requests import ReusedCache
-from pipeline.cell import available_cores, choose_device
+from pipeline.cell import choose_device
 from pipeline.errors import UserError, nearest
 from pipeline.generate import DTYPES
+from pipeline.machine import available_cores
 from pipeline.methods import Generates, build_decoder, build_generator, build_peer
 from pipeline.parts import error_of
 from pipeline.precision import precision_of

@@ -23,9 +23,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError, command, tell
+from pipeline.errors import UserError, command, written_down
 from pipeline.files import atomic_path, atomic_write, sha256_of
 from pipeline.tasks.source import to_jsonl
+from pipeline.training_device import add_device, claim_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +93,15 @@ def load_states(folder: Path, prompt_ids: Sequence[int]) -> Tensor | None:
     return load_file(file)["states"] if file.is_file() else None
 
 
+def limits_of(row: Mapping[str, Any]) -> Row:
+    """Return what ends an answer beside the model: the text depends on it as on the prompt."""
+    return {name: row.get(name) for name in ("until", "max_new_tokens")}
+
+
+def _key(row: Row) -> str:
+    return prompt_hash(row["prompt_ids"])
+
+
 class Journal:
     """Answers by prompt, a line each, under a first line that says what they were generated with."""
 
@@ -109,6 +119,11 @@ class Journal:
         if not self.path.is_file():
             return []
         return self.path.read_text(encoding="utf-8").split("\n")[:-1]
+
+    def answers_to(self, prompt: Row) -> bool:
+        """Return whether this prompt was answered under the stop strings and the limit that it has now."""
+        answer = self.answers.get(_key(prompt))
+        return answer is not None and limits_of(answer) == limits_of(prompt)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add answers, and have them on disk before going on."""
@@ -135,9 +150,7 @@ def answered(
 
     states = journal.path.parent / "states"
     for number, batch in enumerate(todo):
-        keys = [prompt_hash(row["prompt_ids"]) for row in batch]
-        known = [key in journal.answers and states_file(states, key).is_file() for key in keys]
-        missing = [row for there, row in zip(known, batch, strict=True) if not there]
+        missing = [row for row in batch if not (journal.answers_to(row) and states_file(states, _key(row)).is_file())]
         if missing:
             jobs = [
                 Job(
@@ -149,17 +162,17 @@ def answered(
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             found = answer(shared_model(model_dir), jobs, Draw(temperature), generator)
             for row, text in zip(missing, found, strict=True):
-                save_states(states, prompt_hash(row["prompt_ids"]), text.states)
+                save_states(states, _key(row), text.states)
             journal.append(
                 [
-                    {"prompt": prompt_hash(row["prompt_ids"]), "output_ids": text.ids, "finished": text.finished}
+                    {"prompt": _key(row), **limits_of(row), "output_ids": text.ids, "finished": text.finished}
                     for row, text in zip(missing, found, strict=True)
                 ]
             )
         yield [
             {"source": row["source"], "split": split_of(row["prompt_ids"]), "prompt_ids": row["prompt_ids"]}
-            | {name: journal.answers[key][name] for name in ("output_ids", "finished")}
-            for key, row in zip(keys, batch, strict=True)
+            | {name: journal.answers[_key(row)][name] for name in ("output_ids", "finished")}
+            for row in batch
         ]
 
 
@@ -191,7 +204,8 @@ def self_generate(given: argparse.Namespace) -> tuple[list[Row], Row]:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(given.output.with_name("answers.journal"), settings)
     rows: list[Row] = []
-    tokens, started, known = 0, time.perf_counter(), len(journal.answers)
+    known = sum(journal.answers_to(row) for batch in todo for row in batch)
+    tokens, started = 0, time.perf_counter()
     with tqdm(total=given.num_tokens, unit="token", desc="self-generation", mininterval=5) as bar:
         for batch in answered(given.model, todo, journal, given.temperature, given.seed):
             rows += batch
@@ -234,22 +248,21 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help="text.jsonl; the journal is kept beside it")
     parser.add_argument(
         "--errors-as-rows", action="store_true", help='where there is nothing to write, write {"error": reason} instead'
     )
     given = parser.parse_args()
 
-    try:
-        rows, record = self_generate(given)
-    except UserError as error:
-        if not given.errors_as_rows:
-            raise
-        tell(error)
-        rows, record = [{"error": str(error)}], {"error": str(error)}
-    atomic_write(given.output, to_jsonl(rows))
-    record |= {"sha256": sha256_of(given.output), "prompts_sha256": sha256_of(given.prompts)}
-    atomic_write(given.output.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+    def write(rows: list[Row], record: Row) -> None:
+        atomic_write(given.output, to_jsonl(rows))
+        hashes = {"sha256": sha256_of(given.output), "prompts_sha256": sha256_of(given.prompts)}
+        atomic_write(given.output.with_suffix(".json"), json.dumps(record | hashes, indent=2) + "\n")
+
+    with written_down(given.errors_as_rows, lambda reason: write([{"error": reason}], {"error": reason})):
+        claim_device(given.device)
+        write(*self_generate(given))
 
 
 if __name__ == "__main__":

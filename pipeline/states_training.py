@@ -12,7 +12,6 @@ Such a rule is a dataclass of settings, each a flag, and a function that writes 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,9 +21,10 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from pipeline.errors import UserError, tell
-from pipeline.files import atomic_write
+from pipeline.errors import written_down
+from pipeline.files import write_reason
 from pipeline.heads_states import States
+from pipeline.training_device import add_device, claim_device
 from pipeline.training_work import keep_freed_memory, last_checkpoint, trains_in_bfloat16
 
 Settings = TypeVar("Settings")
@@ -102,6 +102,7 @@ def run_rule(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="the target's folder")
     parser.add_argument("--text", type=Path, required=True, help="text.jsonl of pipeline.selfgen")
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help=f"the folder to write: the {part}")
     for name, value in asdict(settings()).items():  # type: ignore[call-overload]
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
@@ -112,11 +113,7 @@ def run_rule(
     )
     arguments = vars(parser.parse_args())
     model_dir, text, output = (arguments.pop(name) for name in ("model", "text", "output"))
-    errors_as_rows = arguments.pop("errors_as_rows")
-    try:
+    errors_as_rows, device = arguments.pop("errors_as_rows"), arguments.pop("device")
+    with written_down(errors_as_rows, lambda reason: write_reason(output / f"{part}.json", reason)):
+        claim_device(device)
         train(model_dir, text, output, settings(**arguments))
-    except UserError as error:
-        if not errors_as_rows:
-            raise
-        tell(error)
-        atomic_write(output / f"{part}.json", json.dumps({"error": str(error)}, indent=2) + "\n")

@@ -6,8 +6,8 @@ r"""Rule: train an autoregressive twin, or a model that generates in parallel, o
         --backbone '{"hidden_size": 192, "num_layers": 4}' --steps 600 --output results/twins/verbalized/shufflelm
 
 Two models are compared only if all that differs is how they generate: same pairs, tokenizer, backbone, number of steps,
-examples a step, schedule and seed. ``--twin`` gives the folder of the twin, where the target texts of a distilled
-generator come from (``pipeline.distill``); ``--start-from`` a pretrained Llama instead of random weights.
+examples a step, schedule and seed. ``--distilled`` gives the file of the twin's answers (``pipeline.distill``), which a
+distilled generator learns from in place of the references; ``--start-from`` a pretrained Llama, not random weights.
 
 On several devices or machines the same command goes under a launcher, and a step then takes the examples of all
 processes together::
@@ -30,11 +30,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.arguments import json_object
-from pipeline.errors import UserError, command, nearest, tell
-from pipeline.files import atomic_write, sha256_of, sha256_of_all
+from pipeline.errors import UserError, command, nearest, written_down
+from pipeline.files import sha256_of, sha256_of_all, write_reason
 from pipeline.generators import GENERATORS, TWIN
 from pipeline.registry import find, import_target
 from pipeline.trainer import Recipe, make_trainer
+from pipeline.training_device import add_device, claim_device
 from pipeline.training_examples import Batches, read_examples
 from pipeline.training_work import last_checkpoint, prepared_work, publish, spent_seconds, write_loss_curve
 
@@ -193,19 +194,16 @@ def main() -> None:
     parser.add_argument("--start-from", help="a pretrained Llama: a folder or a hub id, in safetensors")
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help="the folder to write, which is replaced")
     parser.add_argument("--errors-as-rows", action="store_true", help="write the reason alone if there is no model")
     given = parser.parse_args()
-    try:
+    name = "source.json" if given.generator == TWIN else "generator.json"
+    with written_down(given.errors_as_rows, lambda reason: write_reason(given.output / name, reason)):
         if given.generator != TWIN:
             find(given.generator, {TWIN: None, **GENERATORS}, "generator")
+        claim_device(given.device)
         train(given)
-    except UserError as error:
-        if not given.errors_as_rows:
-            raise
-        tell(error)
-        name = "source.json" if given.generator == TWIN else "generator.json"
-        atomic_write(given.output / name, json.dumps({"error": str(error)}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 r"""Rule: train a draft model: a few of the target's own layers, fine-tuned to say what the target says.
 
-The draft is layers chosen from the target between its embedding and its final norm, both kept as they are, so that the
-vocabulary and the tied LM head are the target's. It is trained with hard labels on text that the target generated
-greedily (``pipeline.selfgen``), on output tokens alone: for greedy decoding what counts is the same first choice,
+The draft is layers chosen from the target (the first two and the last, or ``--layers``) between its embedding and its
+final norm, both kept as they are, so that the vocabulary and the tied LM head are the target's. It is trained with hard
+labels on text that the target generated greedily (``pipeline.selfgen``), on output tokens alone: for greedy decoding
+what counts is the same first choice,
 
     loss = - mean over output tokens t of log softmax(E_S h_t)[y_t],
 
@@ -14,7 +15,7 @@ chain of the draft would give there: counted, not modelled, since a greedy draft
 target wrote. A killed training goes on at its last checkpoint. By hand::
 
     python -m pipeline.train_draft --model results/models/smollm2-135m \
-        --text results/parts/smollm2-135m/default/text.jsonl --layers 0 1 29 --epochs 3 --shortlist-size 8192 --seed 0 \
+        --text results/parts/smollm2-135m/default/text.jsonl --epochs 3 --shortlist-size 8192 --seed 0 \
         --output results/parts/smollm2-135m/default/draft
 """
 
@@ -31,10 +32,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.draft_objective import IGNORED, DraftObjective, Row, cut_draft, measured
-from pipeline.errors import UserError, command, tell
-from pipeline.files import atomic_write, sha256_of
+from pipeline.draft_objective import IGNORED, DraftObjective, Row, chosen_layers, cut_draft, measured
+from pipeline.errors import UserError, command, written_down
+from pipeline.files import sha256_of, write_reason
 from pipeline.selfgen import most_frequent
+from pipeline.training_device import add_device, claim_device
 from pipeline.training_work import (
     keep_freed_memory,
     last_checkpoint,
@@ -164,18 +166,20 @@ def save(
 
 def train_draft(given: argparse.Namespace) -> None:
     """Do all that the command line asks for."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(given.seed)
     rows = read_text(given.text)
+    config = AutoConfig.from_pretrained(given.model, local_files_only=True, trust_remote_code=False)
+    layers = chosen_layers(given.layers, config.num_hidden_layers)  # before gigabytes are loaded
     target = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32, local_files_only=True)
     ends = target.config.eos_token_id if isinstance(target.config.eos_token_id, list) else [target.config.eos_token_id]
     training = [row for row in rows if row["split"] == "train"]
     held_out = [row for row in rows if row["split"] == "validation"]
     shortlist = shortlist_of(training, given.shortlist_size, ends)
-    draft = cut_draft(target, given.layers)
+    draft = cut_draft(target, layers)
     del target
-    settings = {"text_sha256": sha256_of(given.text), "layers": given.layers, "epochs": given.epochs}
+    settings = {"text_sha256": sha256_of(given.text), "layers": layers, "epochs": given.epochs}
     settings |= {"shortlist_size": given.shortlist_size, "seed": given.seed, "target": given.model.name}
     work = prepared_work(given.output.with_name(f".{given.output.name}.work"), settings)
     objective = DraftObjective(draft, shortlist)
@@ -198,22 +202,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.train_draft", description="Train a draft model.")
     parser.add_argument("--model", type=Path, required=True, help="the target's folder")
     parser.add_argument("--text", type=Path, required=True, help="text.jsonl of pipeline.selfgen")
-    parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 29], help="layers of the target, in order")
+    parser.add_argument("--layers", type=int, nargs="+", help="default: the first two and the last")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--shortlist-size", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help="the draft's folder, which is replaced")
     parser.add_argument(
         "--errors-as-rows", action="store_true", help="if there is no draft, write a draft.json with the reason alone"
     )
     given = parser.parse_args()
-    try:
+    with written_down(given.errors_as_rows, lambda reason: write_reason(given.output / "draft.json", reason)):
+        claim_device(given.device)
         train_draft(given)
-    except UserError as error:
-        if not given.errors_as_rows:
-            raise
-        tell(error)
-        atomic_write(given.output / "draft.json", json.dumps({"error": str(error)}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ trained: head k on the token k + 2 places after the state, with cross-entropy we
 rows; those start from the target's own head. What is measured on the validation part, how often choice i of head k is
 right, goes into ``heads.json`` together with the tree fitted to it. By hand::
 
-    python -m pipeline.train_heads --model results/models/smollm2-135m --text results/text/smollm2-135m/text.jsonl \
-        --output results/heads/smollm2-135m
+    python -m pipeline.train_heads --model results/models/smollm2-135m \
+        --text results/parts/smollm2-135m/default/text.jsonl --output results/parts/smollm2-135m/default/heads
 
 A killed run goes on from its last checkpoint when the same command is run again. The folder appears whole or not at
 all: ``heads.safetensors``, ``heads.json``, and ``loss.csv`` with the loss curve.

@@ -4,8 +4,8 @@ The text and the target's hidden states over it are those that Medusa's heads le
 so that the two can be compared; so is the shortlist. The slots learn from each state all of the J tokens after the next
 (:mod:`shuffle.fasterdecodemixer.model`). By hand::
 
-    python -m pipeline.train_mixer --model results/models/smollm2-135m --text results/text/smollm2-135m/text.jsonl \
-        --output results/mixers/smollm2-135m
+    python -m pipeline.train_mixer --model results/models/smollm2-135m \
+        --text results/parts/smollm2-135m/default/text.jsonl --output results/parts/smollm2-135m/default/mixer
 
 A killed run goes on from its last checkpoint when the same command is run again. The folder appears whole or not at
 all: ``model.safetensors`` and ``config.json``, as any model's; ``loss.csv`` with the loss curve; and ``mixer.json``

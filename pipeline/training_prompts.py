@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset import from_embedded
-from pipeline.errors import UserError, command, tell
+from pipeline.errors import command, written_down
 from pipeline.files import atomic_write
 from pipeline.prepare import load_tokenizer
 from pipeline.registry import TASKS
 from pipeline.tasks.source import to_jsonl
+from pipeline.training_device import add_device, claim_device
 from pipeline.training_forms import ORIGINS, Forms, Origin, written_material
 from pipeline.training_sources import code_documents, docstring_documents, prose_documents
 
@@ -122,14 +123,19 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=192)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
         "--errors-as-rows", action="store_true", help='where there is nothing to write, write {"error": reason} instead'
     )
     given = parser.parse_args()
 
-    record: dict[str, Any] = {"seed": given.seed}
-    try:
+    def write(rows: list[dict[str, Any]], record: dict[str, Any]) -> None:
+        atomic_write(given.output.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+        atomic_write(given.output, to_jsonl(rows))
+
+    with written_down(given.errors_as_rows, lambda reason: write([{"error": reason}], {"error": reason})):
+        claim_device(given.device)
         rows, counts = training_prompts(
             given.model,
             embedded_ngrams(),
@@ -138,14 +144,7 @@ def main() -> None:
             seed=given.seed,
             batch_size=given.batch_size,
         )
-        record["sources"] = counts
-    except UserError as error:
-        if not given.errors_as_rows:
-            raise
-        tell(error)
-        rows, record = [{"error": str(error)}], {"error": str(error)}
-    atomic_write(given.output.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
-    atomic_write(given.output, to_jsonl(rows))
+        write(rows, {"seed": given.seed, "sources": counts})
 
 
 if __name__ == "__main__":

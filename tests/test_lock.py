@@ -89,6 +89,37 @@ def test_what_the_tests_import_is_declared() -> None:
     assert imported_by("tests") <= declared(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
 
 
+EXTRA = re.compile(r"\.\[([\w,-]+)\]")
+
+
+def test_extras_that_pages_and_profiles_name_exist_and_are_quoted_for_every_shell() -> None:
+    pages = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("docs/*.md"), *ROOT.glob("config/*.yaml")]
+    pages += [*ROOT.glob("profiles/*/profile.yaml"), ROOT / "environment.yml"]
+    named: set[str] = set()
+    for page in pages:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            found = EXTRA.findall(line) if "pip install" in line else []
+            named |= {name for names in found for name in names.split(",")}
+            assert all(f"'.[{names}]'" in line for names in found), f"{page}: {line}"
+    assert {"cluster", "dev", "flash-attn", "gpu"} == named == PROJECT["optional-dependencies"].keys()
+
+
+def test_what_needs_torch_to_be_built_is_an_extra_of_its_own() -> None:
+    """pip builds each package by itself, where no torch is."""
+    holding = [name for name, lines in PROJECT["optional-dependencies"].items() if "flash-attn" in declared(lines)]
+    assert holding == ["flash-attn"]
+    assert declared(PROJECT["optional-dependencies"]["flash-attn"]) == {"flash-attn"}
+
+
+def test_files_that_are_not_python_are_part_of_the_package() -> None:
+    """An installed copy reads them; a pattern that fits none is a mistake."""
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    found = {pattern: set((ROOT / "pipeline").glob(pattern)) for pattern in data["pipeline"]}
+    assert all(found.values())
+    others = {file for file in (ROOT / "pipeline").rglob("*.*") if file.suffix not in (".py", ".pyc")}
+    assert set().union(*found.values()) == others
+
+
 def test_conda_environment_installs_the_same() -> None:
     text = (ROOT / "environment.yml").read_text()
     assert "-c requirements.lock" in text

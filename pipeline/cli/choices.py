@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.config import Settings, checked_methods, load
+from pipeline.config import Settings, load
+from pipeline.config_options import checked_methods
 from pipeline.errors import UserError, nearest
 from pipeline.generators import GENERATORS
 from pipeline.parts import checked_parts, part_argument
@@ -43,7 +44,7 @@ class Model:
         dtypes: what the profile runs it in.
         methods: the profile's options of each method.
         parts: the records of the trained parts that the DAG makes for it.
-        profile: what Snakemake is to be told to make them.
+        profile: what Snakemake is to be told to make them: a name of config/, or a file of one's own.
     """
 
     name: str
@@ -62,8 +63,8 @@ class Model:
 
     def command(self, record: Path) -> str:
         """Return the command that makes one of its files."""
-        other = "" if self.profile == DEFAULT_PROFILE else f" --config profile={self.profile}"
-        return f"snakemake --cores all {record}{other}"
+        own = f" --configfile {self.profile}" if is_file(self.profile) else f" --config profile={self.profile}"
+        return f"snakemake --cores all {record}{'' if self.profile == DEFAULT_PROFILE else own}"
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,18 @@ class Chosen:
         return f"{self.method} ({options})" if options else self.method
 
 
+def is_file(profile: str) -> bool:
+    """Return whether a profile is given as a file, and not by a name of ``config/``."""
+    return profile.endswith((".yaml", ".yml"))
+
+
 def read_profile(profile: str) -> Settings:
     """Return the settings of ``config/<profile>.yaml``, or of the file itself if ``profile`` is one.
 
     Raises:
         UserError: there is none, or it is not valid.
     """
-    return load(profile if profile.endswith((".yaml", ".yml")) else ROOT / "config" / f"{profile}.yaml")
+    return load(profile if is_file(profile) else ROOT / "config" / f"{profile}.yaml")
 
 
 def models_of(settings: Settings) -> dict[str, Model]:
@@ -117,8 +123,10 @@ def _made(
     return Model(name, folder, folder / "source.json", origin, tuple(dtypes), methods, parts, settings.profile)
 
 
-def find_model(settings: Settings, name: str | None) -> Model:
+def find_model(settings: Settings, name: str | None, profile: str | None = None) -> Model:
     """Return a model of the profile, its first if ``name`` is None, or the folder ``name``.
+
+    ``profile`` is what the settings were read from; by default the profile of their own name.
 
     Raises:
         UserError: there is no such model, or it is not there yet.
@@ -130,6 +138,7 @@ def find_model(settings: Settings, name: str | None) -> Model:
             raise UserError(f"model: {name!r} is {where}; {nearest(name, known)}")
         return Model(Path(name).resolve().name, Path(name))
     model = known[name or next(iter(known))]
+    model = replace(model, profile=profile or settings.profile)
     if not model.is_there and model.record:
         raise UserError(f"model {model.name!r} is not in {model.folder}; get it with: {model.command(model.record)}")
     return model

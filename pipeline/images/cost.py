@@ -1,7 +1,7 @@
 r"""Rule: what reading an image costs at growing resolution, for windows of different size. By hand::
 
-    python -m pipeline.images.cost --tokens results/images/photographs --sides 256 512 --windows 1 2 4 \
-        --backbone '{"hidden_size": 256, "num_layers": 4}' --repeats 3 --output results/images/cost.json
+    python -m pipeline.images.cost --tokens results/images/laptop/photographs --sides 256 512 --windows 1 2 4 \
+        --backbone '{"hidden_size": 256, "num_layers": 4}' --repeats 3 --output results/images/laptop/cost.json
 
 A photograph's tokens are read by the transformer alone, with weights that are not trained (``prefill.py``). For each
 side every window has a process of its own, so that its peak of memory is its own; the processes are all there at
@@ -79,8 +79,8 @@ def row_of(
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Measure every side and return the figures, and what they were measured on."""
-    from pipeline.cell import available_cores
     from pipeline.clock import machine_lock
+    from pipeline.machine import available_cores
 
     arrays = read_arrays(given.tokens / TOKENS, "tokenise")
     record = read_record(given.tokens / TOKENIZER_RECORD, "tokenise")
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--backbone", type=json_object, default={}, help="shape of the backbone, JSON")
     parser.add_argument("--shuffle-blocks", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores, or OMP_NUM_THREADS")
     parser.add_argument("--output", type=Path, required=True, help="the file to write")
     given = parser.parse_args()
     if BASELINE not in given.windows:

@@ -1,7 +1,7 @@
 r"""Rule: let an image transformer draw digits of every class under one guidance. Untimed, many at once. By hand::
 
-    python -m pipeline.images.generate --model results/images/window_2 --tokens results/images/digits \
-        --guidance half_linear --guidance-scale 2.0 --output results/images/samples/window_2/half_linear
+    python -m pipeline.images.generate --model results/images/laptop/window_2 --tokens results/images/laptop/digits \
+        --guidance half_linear --guidance-scale 2.0 --output results/images/laptop/samples/window_2/half_linear
 
 ``--guidance none`` asks the class alone. Writes ``images.safetensors`` (``ids``, ``images`` 0..1, ``classes``) and,
 last, ``samples.json``.

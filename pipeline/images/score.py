@@ -1,7 +1,7 @@
 r"""Rule: say how good generated digits are, beside real ones. No model is loaded. By hand::
 
-    python -m pipeline.images.score --tokens results/images/digits --samples results/images/samples/window_1/none ... \
-        --output results/images/scores.json
+    python -m pipeline.images.score --tokens results/images/laptop/digits \
+        --samples results/images/laptop/samples/window_1/none ... --output results/images/laptop/scores.json
 
 - **accuracy**: the share of images that a classifier takes for the class that was asked for, over all and by class. The
   classifier is scikit-learn's MLP, fitted here, always the same, on the held-out real digits, which no generator saw.

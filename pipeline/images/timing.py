@@ -1,7 +1,7 @@
 r"""Rule: how long a digit takes, for every window and guidance, in turn in one process. By hand::
 
-    python -m pipeline.images.timing --models results/images/window_1 results/images/window_2 --images 20 \
-        --guidances none constant --guidance-scale 2.0 --output results/images/timing.json
+    python -m pipeline.images.timing --models results/images/laptop/window_1 results/images/laptop/window_2 \
+        --images 20 --guidances none constant --guidance-scale 2.0 --output results/images/laptop/timing.json
 
 One image at a time, as someone who waits for it would see it, and then ``--batch-size`` at once. A round draws the same
 class with every model and guidance, each once uncounted and then timed, and the order of them turns from round to
@@ -98,8 +98,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Time everything and return the figures, and what they were measured on."""
     import torch
 
-    from pipeline.cell import available_cores
     from pipeline.clock import machine_lock, settle
+    from pipeline.machine import available_cores
 
     torch.set_num_threads(given.num_threads or available_cores())
     generators = {}
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--sampling", type=json_object, default={}, help="temperature, top_k, top_p, JSON")
     parser.add_argument("--images", type=int, default=20, help="timed rounds of one image each")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--num-threads", type=int, default=0, help="0: all cores, or OMP_NUM_THREADS")
     parser.add_argument("--output", type=Path, required=True, help="the file to write")
     given = parser.parse_args()
     for name in ("images", "batch_size"):

@@ -1,8 +1,9 @@
 r"""Rule: turn real images into tokens by a codebook of patches (``patches.py``), and say what that loses. By hand::
 
-    python -m pipeline.images.tokenise --data digits --patch-size 1 --codebook-size 16 --output results/images/digits
+    python -m pipeline.images.tokenise --data digits --patch-size 1 --codebook-size 16 \
+        --output results/images/laptop/digits
     python -m pipeline.images.tokenise --data photographs --patch-size 16 --codebook-size 512 --sides 256 512 \
-        --output results/images/photographs
+        --output results/images/laptop/photographs
 
 The codebook of digits is found on those that a generator may learn from, and its error told for the others too. That of
 photographs is found on both at their own size; one of them is then encoded at each of ``--sides``.

@@ -1,7 +1,7 @@
 r"""Rule: train an image transformer on the digits that may be learned from. By hand::
 
-    python -m pipeline.images.train --tokens results/images/digits --window 2 --shuffle-blocks 1 \
-        --backbone '{"hidden_size": 128, "num_layers": 4}' --steps 400 --output results/images/window_2
+    python -m pipeline.images.train --tokens results/images/laptop/digits --window 2 --shuffle-blocks 1 \
+        --backbone '{"hidden_size": 128, "num_layers": 4}' --steps 400 --output results/images/laptop/window_2
 
 Windows are compared only if all that differs is how many tokens a row holds: same digits, codes, backbone, number of
 steps, images a step, schedule and seed. The one with a window of 1 has no added layers, the others have; the record
@@ -27,6 +27,7 @@ from pipeline.images.data import NUM_CLASSES
 from pipeline.images.records import MODEL_RECORD, TOKENIZER_RECORD, TOKENS, read_arrays, read_record
 from pipeline.train import checked
 from pipeline.trainer import Recipe, make_trainer
+from pipeline.training_device import add_device, claim_device
 from pipeline.training_examples import Batches
 from pipeline.training_work import last_checkpoint, prepared_work, publish, spent_seconds, write_loss_curve
 from shuffle.examples import Example
@@ -105,10 +106,12 @@ def main() -> None:
     parser.add_argument("--backbone", type=json_object, default={}, help="shape of the backbone, JSON")
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help="the folder to write, which is replaced")
     given = parser.parse_args()
     if given.window < 1:
         raise UserError(f"window must be 1 or more, not {given.window}")
+    claim_device(given.device)
     train(given)
 
 

@@ -3,8 +3,8 @@ rule generate:
 
     Snakemake removes the outputs of a job that it runs again, also of one that was finished when the run was killed but
     not yet noted as such. So the work is done in a folder that holds no outputs: the journal that lets a killed cell go
-    on at its prompt is there, and a cell that is already whole is only linked again. A method that needs trained parts gets
-    them as well: --part draft=results/parts/smollm2-135m/default/draft
+    on at its prompt is there, and a cell that is already whole is only linked again (copied, where the file system has no
+    links). A method that needs trained parts gets them as well: --part draft=results/parts/smollm2-135m/default/draft
 
     python -m pipeline.generate --model-dir results/models/smollm2-135m --dtype bfloat16 --method prompt_lookup --options '{}'
         --task humaneval --requests results/requests/laptop/smollm2-135m/humaneval.jsonl --seed 0 --sampling '{"temperature": 0.0}'
@@ -45,7 +45,9 @@ rule generate:
         " --requests {input.requests:q} --seed {wildcards.seed} --sampling {params.sampling:q}"
         " --repeats {params.repeats} --warmup-prompts {params.warmup_prompts} --device {params.device:q}"
         " {params.device_map:q} --num-threads {params.num_threads} {params.parts:q} --output {params.work:q} 2> >(tee {log:q} >&2)"
-        "; ln -f {params.work:q}/records.jsonl {output.records:q}; ln -f {params.work:q}/cell.json {output.cell:q}"
+        "; ln -f {params.work:q}/records.jsonl {output.records:q} 2> /dev/null"
+        " || cp {params.work:q}/records.jsonl {output.records:q}"
+        "; ln -f {params.work:q}/cell.json {output.cell:q} 2> /dev/null || cp {params.work:q}/cell.json {output.cell:q}"
 
 
 rule score:

@@ -250,6 +250,8 @@ def hold_lock():
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit("error: another run is at work in this folder; wait for it, or stop it")
+    except OSError as error:  # a file system without locks
+        print(f"this folder cannot be locked ({error.strerror}): see that no other run works in it", file=sys.stderr)
     return file
 
 

@@ -55,6 +55,7 @@ rule image_train:
         backbone=json.dumps(IMAGES.backbone.model_dump(), sort_keys=True),
         recipe=origin(IMAGES, ("steps", "batch_size", "learning_rate", "seed")),
         folder=subpath(output.record, parent=True),
+        device=SETTINGS.device,
     threads: TRAINING_THREADS
     priority: 2
     log:
@@ -63,7 +64,8 @@ rule image_train:
         "Training the image transformer of {wildcards.window} x {wildcards.window} tokens a row"
     shell:
         "python -m pipeline.images.train --tokens {params.tokens:q} --window {wildcards.window} {params.shape:q}"
-        " --backbone {params.backbone:q} {params.recipe:q} --output {params.folder:q} 2> >(tee {log:q} >&2)"
+        " --backbone {params.backbone:q} {params.recipe:q} --device {params.device}"
+        " --output {params.folder:q} 2> >(tee {log:q} >&2)"
 
 
 rule image_generate:

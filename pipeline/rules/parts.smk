@@ -24,6 +24,7 @@ rule training_prompts:
         batch_size=SETTINGS.training.batch_size,
         seed=SETTINGS.training.seed,
         prompt_digests=[sources.prompt_digest(task.yaml) for task in TASKS.values()],
+        device=SETTINGS.device,
     threads: workflow.cores
     resources:
         timed=1,
@@ -34,7 +35,7 @@ rule training_prompts:
     shell:
         "python -m pipeline.training_prompts --model {params.model:q}"
         " --num-tokens {params.num_tokens} --max-new-tokens {params.max_new_tokens} --batch-size {params.batch_size}"
-        " --seed {params.seed} --errors-as-rows --output {output.prompts:q} 2> >(tee {log:q} >&2)"
+        " --seed {params.seed} --device {params.device} --errors-as-rows --output {output.prompts:q} 2> >(tee {log:q} >&2)"
 
 
 rule training_overlap:
@@ -80,6 +81,7 @@ rule selfgen:
         temperature=SETTINGS.training.temperature,
         batch_size=SETTINGS.training.batch_size,
         seed=SETTINGS.training.seed,
+        device=SETTINGS.device,
     threads: workflow.cores
     resources:
         timed=1,
@@ -90,14 +92,14 @@ rule selfgen:
     shell:
         "python -m pipeline.selfgen --model {params.model:q} --prompts {input.prompts:q}"
         " --num-tokens {params.num_tokens} --temperature {params.temperature} --batch-size {params.batch_size}"
-        " --seed {params.seed} --errors-as-rows --output {output.text:q} 2> >(tee {log:q} >&2)"
+        " --seed {params.seed} --device {params.device} --errors-as-rows --output {output.text:q} 2> >(tee {log:q} >&2)"
 
 
 rule train_draft:
     """Train a draft model: some of the target's layers, on text that the target wrote.
 
     python -m pipeline.train_draft --model results/models/smollm2-135m --text results/parts/smollm2-135m/default/text.jsonl
-        --layers 0 1 29 --epochs 3 --shortlist-size 8192 --seed 0 --output results/parts/smollm2-135m/default/draft
+        --epochs 3 --shortlist-size 8192 --seed 0 --output results/parts/smollm2-135m/default/draft
     """
     input:
         model="results/models/{model}/source.json",
@@ -108,10 +110,11 @@ rule train_draft:
     params:
         model=subpath(input.model, parent=True),
         folder=subpath(output.record, parent=True),
-        layers=SETTINGS.training.draft.layers,
+        layers=["--layers", *SETTINGS.training.draft.layers] if SETTINGS.training.draft.layers else [],
         epochs=SETTINGS.training.draft.epochs,
         shortlist_size=SETTINGS.training.draft.shortlist_size,
         seed=SETTINGS.training.seed,
+        device=SETTINGS.device,
     threads: TRAINING_THREADS
     priority: 2
     log:
@@ -119,9 +122,9 @@ rule train_draft:
     message:
         "Training a draft model for {wildcards.model}"
     shell:
-        "python -m pipeline.train_draft --model {params.model:q} --text {input.text:q} --layers {params.layers}"
-        " --epochs {params.epochs} --shortlist-size {params.shortlist_size} --seed {params.seed} --errors-as-rows"
-        " --output {params.folder:q} 2> >(tee {log:q} >&2)"
+        "python -m pipeline.train_draft --model {params.model:q} --text {input.text:q} {params.layers}"
+        " --epochs {params.epochs} --shortlist-size {params.shortlist_size} --seed {params.seed}"
+        " --device {params.device} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"
 
 
 rule train_heads:
@@ -143,6 +146,7 @@ rule train_heads:
         epochs=SETTINGS.training.heads.epochs,
         shortlist_size=SETTINGS.training.heads.shortlist_size,
         seed=SETTINGS.training.seed,
+        device=SETTINGS.device,
     threads: TRAINING_THREADS
     priority: 2
     log:
@@ -151,8 +155,8 @@ rule train_heads:
         "Training Medusa heads for {wildcards.model}"
     shell:
         "python -m pipeline.train_heads --model {params.model:q} --text {input.text:q} --num-heads {params.num_heads}"
-        " --epochs {params.epochs} --shortlist-size {params.shortlist_size} --seed {params.seed} --errors-as-rows"
-        " --output {params.folder:q} 2> >(tee {log:q} >&2)"
+        " --epochs {params.epochs} --shortlist-size {params.shortlist_size} --seed {params.seed}"
+        " --device {params.device} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"
 
 
 rule train_mixer:
@@ -177,6 +181,7 @@ rule train_mixer:
             for word in (f"--{name.replace('_', '-')}", str(value))
         ],
         seed=SETTINGS.training.seed,
+        device=SETTINGS.device,
     threads: TRAINING_THREADS
     priority: 2
     log:
@@ -185,4 +190,4 @@ rule train_mixer:
         "Training a mixer for {wildcards.model}"
     shell:
         "python -m pipeline.train_mixer --model {params.model:q} --text {input.text:q} {params.settings:q}"
-        " --seed {params.seed} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"
+        " --seed {params.seed} --device {params.device} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"

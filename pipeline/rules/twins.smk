@@ -50,6 +50,7 @@ rule train_twin:
         backbone=backbone,
         recipe=recipe,
         folder=subpath(output.source, parent=True),
+        device=SETTINGS.device,
     threads: TRAINING_THREADS
     priority: 2
     log:
@@ -58,7 +59,7 @@ rule train_twin:
         "Training the autoregressive twin {wildcards.twin}"
     shell:
         "python -m pipeline.train --generator autoregressive --pairs {params.pairs:q} --backbone {params.backbone:q}"
-        " {params.recipe:q} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"
+        " {params.recipe:q} --device {params.device} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"
 
 
 rule distill:
@@ -89,7 +90,7 @@ rule distill:
 
 
 rule train_generator:
-    """Train a model that generates in parallel on what its twin learned from, or on the twin's answers. It takes all cores.
+    """Train a model that generates in parallel on what its twin learned from, or on the twin's answers. It takes half the cores.
 
     python -m pipeline.train --generator shufflelm --pairs results/twins/verbalized/pairs --backbone '{"hidden_size": 192}'
         --options '{}' --steps 600 --batch-size 64 --learning-rate 0.002 --seed 0 --output results/twins/verbalized/shufflelm
@@ -108,6 +109,7 @@ rule train_generator:
         options=lambda wildcards: generator_options(wildcards.twin, wildcards.generator),
         recipe=recipe,
         folder=subpath(output.record, parent=True),
+        device=SETTINGS.device,
     threads: TRAINING_THREADS
     priority: 2
     log:
@@ -116,5 +118,5 @@ rule train_generator:
         "Training {wildcards.generator} beside {wildcards.twin}"
     shell:
         "python -m pipeline.train --generator {wildcards.generator:q} --pairs {params.pairs:q} {params.distilled:q}"
-        " --backbone {params.backbone:q} --options {params.options:q} {params.recipe:q} --errors-as-rows"
-        " --output {params.folder:q} 2> >(tee {log:q} >&2)"
+        " --backbone {params.backbone:q} --options {params.options:q} {params.recipe:q}"
+        " --device {params.device} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"

@@ -5,10 +5,11 @@ The target is cut into blocks of L tokens. Each is denoised given the prompt and
 
     loss = E_t [ w(t) / T * sum over masked i of  -log p(y_i | prompt, blocks before, visible tokens of i's block) ]
 
-with ``w(t) = 1/t``, a bound on the likelihood (MDLM: Sahoo et al. 2024; LLaDA: Nie et al. 2025), or ``w(t) = 1``. One
-block as long as the text is their model; shorter blocks are block diffusion (BD3-LM: Arriola et al. 2025), whose
-finished blocks can be cached, since attention is block-causal: the prompt is block 0, and a row sees its own block and
-those before it.
+with ``w(t) = 1/t``, a bound on the likelihood (MDLM: Sahoo et al. 2024; LLaDA: Nie et al. 2025), or by default
+``w(t) = 1``, the objective of a conditional masked language model (Mask-Predict: Ghazvininejad et al. 2019). One block
+as long as the text is their model; shorter blocks are block diffusion (BD3-LM: Arriola et al. 2025), whose finished
+blocks can be cached, since attention is block-causal: the prompt is block 0, and a row sees its own block and those
+before it.
 
 In training every block learns in one forward pass from just what it sees in generation. Two copies of the target stand
 behind the prompt, a clean and a noisy one; a noisy row sees clean rows of earlier blocks and noisy ones of its own::

@@ -61,6 +61,10 @@ def test_what_is_not_there_is_told_with_the_command_that_gets_it(
     assert capsys.readouterr().err.endswith("snakemake --cores all results/models/smollm2-135m/source.json\n")
     assert run("generate", "w3", "--profile", "smoke") == 2
     assert capsys.readouterr().err.endswith("/source.json --config profile=smoke\n")
+    smoke = (Path(__file__).resolve().parents[2] / "config" / "smoke.yaml").read_text()
+    (tmp_path / "my.yaml").write_text(smoke.replace("profile: smoke", "profile: mine"))
+    assert run("generate", "w3", "--profile", "my.yaml") == 2
+    assert capsys.readouterr().err.endswith("/source.json --configfile my.yaml\n")
     (tmp_path / "results").mkdir()
     (tmp_path / "results/models").symlink_to(home / "results/models")
     assert run("generate", "w3", "-m", "medusa") == 2

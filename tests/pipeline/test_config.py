@@ -261,7 +261,7 @@ def test_a_generator_goes_under_a_twin(name: str) -> None:
     ("twins", "words"),
     [
         ({"t": TWIN | {"task": "verbalized"}}, "did you mean 'verbalized_plain'"),
-        ({"t": TWIN | {"task": "multi30k_plain"}}, "takes its data from: path, hub"),
+        ({"t": TWIN | {"task": "multi30k_plain"}}, "takes its data from: path"),
         ({"t": TWIN | {"path": "configs"}}, "did you mean 'config'"),
         ({"t": TWIN | {"step": 3}}, "did you mean 'steps'"),
         ({"t": TWIN | {"steps": 0}}, "twins.t.steps = 0"),

@@ -172,3 +172,18 @@ def test_killed_run_goes_on_and_a_second_run_is_refused(tmp_path: Path) -> None:
     again = [output for rule, event, output in calls(project) if rule == "generate" and event == "begin"]
     assert len(again) == len(set(again)) + 1
     assert again.count(killed) == 2
+
+
+def test_a_file_system_without_locks_and_links_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, tools = copy_project(tmp_path / "project"), tmp_path / "tools"
+    tools.mkdir()
+    (tools / "ln").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "ln").chmod(0o755)
+    refuse = "import fcntl\ndef flock(*_):\n    raise OSError(38, 'Function not implemented')\nfcntl.flock = flock\n"
+    (tools / "sitecustomize.py").write_text(refuse)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(tools))
+    file = short_profile(project, methods=("autoregressive",))
+    told = snakemake(project, "results/benchmark.csv", "--configfile", file.name)
+    assert "this folder cannot be locked (Function not implemented)" in told
+    assert len(list(project.glob("results/cells/**/0/cell.json"))) == 2

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.exactness import Comparison, compare, gather, lossless_drafters, numbered, write
+from pipeline.exactness import Comparison, compare, lossless_drafters, numbered
+from pipeline.exactness_table import gather, write
 from tests.pipeline.standins import requests, save_parts, save_target
 
 
@@ -49,7 +50,7 @@ def test_every_lossless_drafter_has_the_baselines_ids_and_a_row_a_task(
     records = compare(comparison(model, parts), methods, numbered(files, None), tmp_path)
     write(records, "tiny", "float32", tmp_path)
     table = pd.read_csv(tmp_path / "exactness.csv")
-    assert list(table.columns) == ["model", "dtype", "method", "task", "prompts", "equal"]
+    assert list(table.columns) == ["model", "dtype", "method", "task", "prompts", "equal", "reason"]
     assert set(zip(table["method"], table["task"], strict=True)) == {
         (method, task) for method in methods for task in ("humaneval", "wmt14")
     }
@@ -57,6 +58,26 @@ def test_every_lossless_drafter_has_the_baselines_ids_and_a_row_a_task(
     assert table["equal"].eq(3).all()
     assert (tmp_path / "divergences.jsonl").read_text() == ""
     assert {len(record["output_ids"]) for record in records} != {0}
+
+
+def test_a_method_whose_part_could_not_be_made_is_a_row_with_the_reason(
+    model: Path, parts: dict[str, Path], files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "draft.json").write_text('{"error": "layers: 29, but the target has layers 0 to 27"}')
+    records = compare(
+        comparison(model, parts | {"draft": broken}), ["recycling", "speculative"], numbered(files, None), tmp_path
+    )
+    write(records, "tiny", "float32", tmp_path / "float32")
+    gather([tmp_path / "float32"], tmp_path)
+    table = pd.read_csv(tmp_path / "exactness.csv", keep_default_na=False).set_index(["method", "task"])
+    assert table.loc["recycling", "prompts"].eq(3).all()
+    assert table.loc["recycling", "reason"].eq("").all()
+    assert table.loc["speculative", "prompts"].eq(0).all()
+    assert table.loc["speculative", "reason"].str.startswith("layers: 29").all()
+    assert "float32: 6 of 6 texts" in (told := capsys.readouterr().err)
+    assert "speculative was not compared: layers: 29" in told
 
 
 def test_each_difference_is_told_with_its_place_and_margin(

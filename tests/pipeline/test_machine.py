@@ -22,3 +22,13 @@ def test_processors_of_one_name_are_told_apart_by_what_they_can(
 ) -> None:
     monkeypatch.setattr(machine, "_cpu", lambda: ("AMD EPYC", flags))
     assert machine.processor_name() == name
+
+
+def test_no_more_cores_are_used_than_snakemake_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sets OMP_NUM_THREADS to a rule's threads, which --cores bounds."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))
+    for given, cores in (("2", 2), ("64", 64), ("128", 64), ("0", 1), ("", 64), ("4,2", 64)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert machine.available_cores() == cores
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert machine.available_cores() == 64

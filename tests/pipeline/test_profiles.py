@@ -41,6 +41,12 @@ def test_on_slurm_each_timed_job_has_a_node_to_itself_and_they_do_not_wait_for_e
     assert slurm["resources"]["timed"] >= slurm["jobs"]
 
 
+def test_on_slurm_each_rule_asks_for_memory_that_is_passed_on() -> None:
+    """The plugin leaves --mem out where mem_mb is 0, and the cluster's default, often little, then applies."""
+    slurm = profile("slurm")
+    assert all(asked["mem_mb"] > 0 for asked in (slurm["default-resources"], *slurm["set-resources"].values()))
+
+
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_a_cluster_is_as_safe_to_stop_and_start_again_as_one_machine(name: str) -> None:
     default, cluster = profile("default"), profile(name)

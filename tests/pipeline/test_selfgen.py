@@ -142,10 +142,10 @@ def test_a_journal_forgets_half_a_line_and_other_settings(tmp_path: Path) -> Non
     assert not Journal(path, {"seed": 1}).answers
 
 
-def given_of(folder: Path, output: Path, num_tokens: int) -> SimpleNamespace:
+def given_of(folder: Path, output: Path, num_tokens: int, limit: int = 8) -> SimpleNamespace:
     prompts = folder.parent / "prompts.jsonl"
     rows = [{"source": f"s{i % 2}", "prompt_ids": [1, 3 + i % 40, 5 + i // 40], "until": []} for i in range(60)]
-    prompts.write_text("".join(json.dumps({**row, "max_new_tokens": 8}) + "\n" for row in rows))
+    prompts.write_text("".join(json.dumps({**row, "max_new_tokens": limit}) + "\n" for row in rows))
     return SimpleNamespace(
         model=folder, prompts=prompts, num_tokens=num_tokens, temperature=0.0, batch_size=8, seed=0, output=output
     )
@@ -191,6 +191,21 @@ def test_a_longer_text_starts_with_the_shorter_one(folder: Path, tmp_path: Path)
     long, record = selfgen.self_generate(given_of(folder, output, 180))
     assert long[: len(short)] == short
     assert len(long) > len(short) == record["answers_from_journal"]
+
+
+@pytest.mark.usefixtures("without_tokenizer")
+def test_an_answer_under_another_limit_or_stop_string_is_not_reused(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "text" / "text.jsonl"
+    selfgen.self_generate(given_of(folder, output, 100))
+    short, record = selfgen.self_generate(given_of(folder, output, 100, limit=3))
+    assert max(len(row["output_ids"]) for row in short) <= 3
+    assert record["answers_from_journal"] == 0
+    row = {"prompt_ids": [1, 2], "until": ["."], "max_new_tokens": 3}
+    journal = Journal(tmp_path / "journal", {})
+    journal.append([{"prompt": selfgen.prompt_hash([1, 2]), "until": ["."], "max_new_tokens": 3, "output_ids": [4]}])
+    assert journal.answers_to(row)
+    assert not journal.answers_to({**row, "until": [";"]})
+    assert not journal.answers_to({**row, "prompt_ids": [1]})
 
 
 def test_the_reason_of_a_failure_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,15 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from pipeline import train_draft
-from pipeline.draft_objective import IGNORED, DraftObjective, agreements, cut_draft, measured, tokens_per_step
+from pipeline.draft_objective import (
+    IGNORED,
+    DraftObjective,
+    agreements,
+    chosen_layers,
+    cut_draft,
+    measured,
+    tokens_per_step,
+)
 from pipeline.errors import UserError
 from pipeline.train_draft import examples, read_text, shortlist_of
 from tests.decoding.tiny import logits_of, save_model
@@ -52,6 +60,21 @@ def test_all_layers_are_the_target_itself(target) -> None:
     assert not torch.allclose(logits_of(swapped, [1, 7, 9]), logits_of(target, [1, 7, 9]))
     with pytest.raises(UserError, match="layers: 2, but the target has layers 0 to 1"):
         cut_draft(target, [0, 2])
+
+
+def test_by_default_it_is_the_first_two_layers_and_the_last_of_any_target() -> None:
+    found = [chosen_layers(None, total) for total in (30, 28, 3, 2, 1)]
+    assert found == [[0, 1, 29], [0, 1, 27], [0, 1, 2], [0, 1], [0]]
+    assert chosen_layers([2, 0], 3) == [2, 0]
+
+
+def test_a_layer_that_the_target_has_not_is_told_before_the_target_is_loaded(
+    target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = given_of(tmp_path, layers=[0, 29])
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    with pytest.raises(UserError, match="layers: 29, but the target has layers 0 to 1"):
+        train_draft.train_draft(given)
 
 
 def test_the_shortlist_is_the_most_frequent_and_the_ends() -> None:
