@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
 
 from pipeline import machine
+
+REFERENCES = sorted((Path(__file__).resolve().parents[2] / "results/reference").glob("*.csv"))
 
 
 @pytest.mark.parametrize(
@@ -22,3 +27,15 @@ def test_processors_of_one_name_are_told_apart_by_what_they_can(
 ) -> None:
     monkeypatch.setattr(machine, "_cpu", lambda: ("AMD EPYC", flags))
     assert machine.processor_name() == name
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=lambda path: path.stem)
+def test_a_reference_calls_its_machine_what_a_run_there_would(monkeypatch: pytest.MonkeyPatch, reference: Path) -> None:
+    """Else the gate takes the references' own machine for another, and holds no counter and no text exactly."""
+    monkeypatch.setattr(machine, "_cpu", lambda: ("AMD EPYC", {"avx2", "avx512f", "avx512_bf16"}))
+    with reference.open(encoding="utf-8", newline="") as file:
+        assert {row["hardware"] for row in csv.DictReader(file)} == {machine.processor_name()}
+
+
+def test_there_are_references() -> None:
+    assert len(REFERENCES) == 4
