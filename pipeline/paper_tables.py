@@ -1,8 +1,8 @@
 r"""Rule: the tables of the source systems, each in its own form, published figures beside ours.
 
 What others published lies in ``published.yaml`` with its source; ours are read from ``results/benchmark.csv``. Each
-table becomes a CSV file, a Markdown page that says what differs, and a LaTeX table. A published figure that does not
-add up is marked with ``*``: those named in ``doubted``, and every speed-up that is not its tokens/s by its baseline's.
+table becomes a CSV file, a Markdown page that says what differs, and a LaTeX table. A published figure that is
+doubted is marked with ``*``: those named in ``doubted``, and every speed-up that is not its tokens/s by its baseline's.
 Example::
 
     python -m pipeline.paper_tables --benchmark results/benchmark.csv --output results/tables
@@ -200,7 +200,7 @@ def paper_table(name: str, published: Published, table: pd.DataFrame) -> pd.Data
 
 
 def doubts(name: str, published: Published) -> list[tuple[int, str, str]]:
-    """Return (row, column, why) of the published figures that do not add up, those found by arithmetic among them."""
+    """Return (row, column, why) of the published figures that are doubted, those found by arithmetic among them."""
     names = FORMS[name].names
     rows = published.frame(names)
     found = [
@@ -243,13 +243,13 @@ def shown(value: Any) -> str:
 
 
 def as_markdown(published: Published, texts: pd.DataFrame, marked: list[tuple[int, str, str]]) -> str:
-    """Return the page: title, source, table, what differs, what does not add up."""
+    """Return the page: title, source, table, what differs, what is doubted."""
     alignment = ["left" if name in ("system", "task", "algorithm", "from") else "right" for name in texts]
     body = texts.to_markdown(index=False, disable_numparse=True, colalign=alignment) if len(texts) else "No rows."
     lines = [f"# {published.title}", f"Published: {published.source}.", body, f"What differs: {published.differs}"]
     if marked:
         why = [f"- {texts.loc[index].iloc[0]}, {column}: {reason}" for index, column, reason in marked]
-        lines += [f"{MARK} does not add up:", "\n".join(why)]
+        lines += [f"{MARK} is doubted:", "\n".join(why)]
     return "\n\n".join(lines) + "\n"
 
 

@@ -122,7 +122,8 @@ def test_a_speed_up_that_its_own_figures_contradict_is_marked() -> None:
 def test_what_is_doubted_is_marked_where_it_stands() -> None:
     marked = doubts("shufflelm", PUBLISHED["shufflelm"])
     texts = as_text(paper_table("shufflelm", PUBLISHED["shufflelm"], cells()), PUBLISHED["shufflelm"], marked)
-    assert texts["memory_gb"].tolist()[:3] == [f"2.1{MARK}", f"1.9{MARK}", "1.1"]
+    assert texts["system"].tolist()[:3] == ["Llama3-8B", "Qwen2.5-7B", "FasterDecodeMixer"]
+    assert texts["memory_gb"].tolist()[:3] == [f"2.1{MARK}", f"1.9{MARK}", f"1.1{MARK}"]
     names = {name: FORMS[name].names for name in PUBLISHED}
     for name, published in PUBLISHED.items():
         found = {
@@ -130,6 +131,16 @@ def test_what_is_doubted_is_marked_where_it_stands() -> None:
             for index, column, _ in doubts(name, published)
         }
         assert {(system, column) for system, column, _ in published.doubted} <= found
+
+
+def test_what_was_not_found_where_it_should_stand_says_so() -> None:
+    page = {}
+    for name in ("parallel_llm", "parallel_llm_training"):
+        published, marked = PUBLISHED[name], doubts(name, PUBLISHED[name])
+        page[name] = as_markdown(published, as_text(paper_table(name, published, cells()), published, marked), marked)
+        assert "not found" in published.source
+    assert page["parallel_llm"].count("not found in the package's description") == 3
+    assert f"130{MARK}" in page["parallel_llm"]
 
 
 def test_all_files_are_written_without_torch(tmp_path: Path) -> None:
