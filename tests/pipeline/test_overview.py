@@ -107,6 +107,14 @@ def test_the_first_pass_of_a_parallel_generator_is_a_step_of_its_own() -> None:
     assert steps_of("shufflelm_draft", run) == [2]
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u0085"])
+def test_only_a_newline_ends_a_record(tmp_path: Path, separator: str) -> None:
+    cell = write_cell(tmp_path, "medusa", [1])
+    record = {"text": f"one{separator}line", "method": {"tokens_by_step": [2, 2]}}
+    (cell / "records.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_steps([cell])[["tokens", "steps"]].to_numpy().tolist() == [[2, 2]]
+
+
 def test_damaged_records_are_named(tmp_path: Path) -> None:
     cell = write_cell(tmp_path, "medusa", [1])
     (cell / "records.jsonl").write_text('{"method": {}}\n')
