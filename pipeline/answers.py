@@ -17,8 +17,9 @@ import pandas as pd
 
 from pipeline.errors import command
 from pipeline.files import atomic_write
-from pipeline.pooling import interval_errors, pooled_change
+from pipeline.pooling import pooled_change
 from pipeline.schemas import benchmark
+from pipeline.statistics import interval_errors
 from pipeline.tables import NONE, listed, score, span
 
 BASELINE = "autoregressive"
@@ -79,7 +80,8 @@ def over_tasks(cells: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for method in counts.index[counts == counts.max()]:
         own = cells[cells["method"] == method]
-        errors = np.nan_to_num(interval_errors(own["speedup_low"], own["speedup_high"]))
+        columns = (own[name] for name in ("speedup", "speedup_low", "speedup_high", "num_prompts"))
+        errors = np.nan_to_num(interval_errors(*columns))
         rows[method] = [1 + value for value in pooled_change(np.log(own["speedup"]), errors, num_runs=1)]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
     return table.sort_values("mean", ascending=False)

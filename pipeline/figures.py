@@ -1,7 +1,7 @@
 """Quality against speed, one panel a task: the picture that answers the project's question.
 
 Right is faster, up is better; the stepped line is the Pareto front, the methods that no other beats in both. Both
-directions carry their uncertainty: the speed-up's bootstrap interval times the baseline's tokens/s, and the standard
+directions carry their uncertainty: the speed-up's interval times the baseline's tokens/s, and the standard
 error of quality. A filled mark is a lossless method, a hollow one a lossy one.
 Each point carries its method's name, placed where it covers nothing.
 

@@ -34,8 +34,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import UserError, command
-from pipeline.pooling import Change, interval_errors, pooled_change
+from pipeline.pooling import Change, pooled_change
 from pipeline.schemas import benchmark
+from pipeline.statistics import interval_errors
 
 Verdict = Literal["regression", "improvement", "note"]
 CELL = ["task", "model", "dtype", "method", "seed"]
@@ -221,7 +222,8 @@ def speed_change(cells: pd.DataFrame) -> Change | None:
     known = cells.dropna(subset=[f"speedup_{end}{when}" for end in ("low", "high") for when in ("", "_before")])
     if known.empty:
         return None
-    errors = [interval_errors(known[f"speedup_low{when}"], known[f"speedup_high{when}"]) for when in ("", "_before")]
+    columns = ("speedup", "speedup_low", "speedup_high", "num_prompts")
+    errors = [interval_errors(*(known[f"{name}{when}"] for name in columns)) for when in ("", "_before")]
     return pooled_change(np.log(known["speedup"] / known["speedup_before"]), np.hypot(*errors))
 
 

@@ -13,10 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The same cell, timed again, differs by more than its interval over prompts says: standard deviation of the logarithm
-# of its speed-up from run to run. Measured over ten runs of the smoke profile, on the four cells of our method there
-# (transformers' methods: 0.1).
-RUN_TO_RUN = 0.045
+from pipeline.statistics import RUN_TO_RUN
+
 SURE = 2.576  # 99 % of a normal distribution lie within this many standard errors
 
 
@@ -28,12 +26,6 @@ class Change(NamedTuple):
     high: float
 
 
-def interval_errors(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return the standard errors of the logarithms of ratios, from the ends of their 95 % intervals."""
-    errors: np.ndarray = np.log(np.asarray(high, dtype=float) / np.asarray(low, dtype=float)) / (2 * 1.96)
-    return errors
-
-
 def pooled_change(
     log_ratios: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndarray, num_runs: int = 2
 ) -> Change:
@@ -41,7 +33,7 @@ def pooled_change(
 
     Args:
         log_ratios: logarithm of new by old, one a cell.
-        errors: standard error of each, over its prompts.
+        errors: standard error of each, over its prompts alone; what runs differ by is added here.
         num_runs: how many the ratios are of; 1 for those of methods within one run.
 
     Raises:

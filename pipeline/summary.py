@@ -1,10 +1,12 @@
 """From the records of a cell to its figures: what goes into ``cell.json`` and, with the score, into the table.
 
-Times are medians over prompts, counters are sums. Bytes and operations are what the method had to do, from shapes:
-a forward pass reads every weight once and the keys and values of the live prefix; each row of it multiplies by every
-weight. A draft model's forward passes, and the heads', read their own weights, which count among the bytes: else a
-method would seem far from the memory's limit only because it reads something beside the target. Their cache and their
-operations are left out, and padding rows, which are the engine's affair.
+Times are medians over prompts, counters are sums, and the speed-up is of sums (``pipeline.statistics``).
+
+Bytes and operations are what the method had to do, from shapes: a forward pass reads every weight once and the keys
+and values of the live prefix; each row of it multiplies by every weight. A draft model's forward passes, and the
+heads', read their own weights, which count among the bytes: else a method would seem far from the memory's limit only
+because it reads something beside the target. Their cache and their operations are left out, and padding rows, which
+are the engine's affair.
 
 Example::
 
@@ -23,7 +25,7 @@ from typing import Any
 from pipeline.clock import Limits
 from pipeline.divergence import first_difference
 from pipeline.record import Record
-from pipeline.statistics import paired_speedup
+from pipeline.statistics import Timed, paired_speedup
 
 SUMS = (
     "num_new_tokens",
@@ -38,6 +40,11 @@ SUMS = (
 def tokens_per_second(run: Record) -> float:
     """Return the end-to-end speed of one run: new tokens by the seconds from prompt to last token."""
     return float(run["num_new_tokens"] / run["total_s"])
+
+
+def timed(run: Record) -> Timed:
+    """Return the tokens of one run, and its seconds."""
+    return run["num_new_tokens"], run["total_s"]
 
 
 def summarise(
@@ -65,7 +72,7 @@ def summarise(
     runs = [record["method"] for record in records]
     baselines = [record["baseline"] for record in records]
     speeds, baseline_speeds = [*map(tokens_per_second, runs)], [*map(tokens_per_second, baselines)]
-    speedup = paired_speedup(speeds, baseline_speeds)
+    speedup = paired_speedup([*map(timed, runs)], [*map(timed, baselines)])
     # A parallel generator's last passes may settle nothing that is text.
     decoded = [run for run in runs if sum(run["tokens_by_step"])]
     # What prefill emitted is no part of decode: one token, or more where a method drafts before it.

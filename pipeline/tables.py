@@ -24,7 +24,7 @@ BATCH = "tokens/s in a batch"
 NOTES = """\
 - **tokens/s**: new tokens by seconds from prompt to last token, prefill included; median over prompts.
 - **speed-up**: against `autoregressive` on the same prompts, timed in turn in the same process; in brackets its
-  bootstrap 95 % interval. If the interval holds 1.00, no difference was shown.
+  95 % interval. If the interval holds 1.00, no difference was shown.
 - **tokens/step**: tokens emitted by one step (one draft-and-verify round), prefill excluded.
 - **tokens/s in a batch**: many prompts at once, for models that generate in parallel; in brackets the ratio to the
   twin's.

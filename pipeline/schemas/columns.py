@@ -117,10 +117,15 @@ COLUMNS: dict[str, pa.Column] = {
         ge=0.0,
     ),
     "speedup": real(
-        "ratio", "median `tokens_per_second` by the median of the baseline, on the same prompts, timed in turn", gt=0.0
+        "ratio",
+        "tokens by seconds over all prompts together, by that of the baseline on the same prompts, timed in turn",
+        gt=0.0,
     ),
     "speedup_low": real(
-        "ratio", "lower end of the 95 % interval of `speedup` (bootstrap over pairs); empty for one prompt", gt=0.0
+        "ratio",
+        "lower end of the 95 % interval of `speedup`: Student's over prompts, and what runs differ by; empty for one "
+        "prompt",
+        gt=0.0,
     ),
     "speedup_high": real("ratio", "upper end of that interval", gt=0.0),
     # many prompts at once: only for models that generate in parallel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.gate import Finding, compare
+from pipeline.gate import Finding, compare, speed_change
 from pipeline.schemas import benchmark
+from pipeline.statistics import RUN_TO_RUN, Speedup, paired_speedup
 from tests.pipeline.benchmark_rows import METRIC, failed, row, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +59,43 @@ def test_on_another_machine_a_drafter_may_have_a_larger_share(share: float, caug
     before = run_of(tokens_per_step=1.54, decode_s=10.0, verify_s=9.9)
     now = run_of(tokens_per_step=1.54, decode_s=10.0, verify_s=9.9 - 10 * share, hardware="another")
     assert bool(compare(now, before)) is caught
+
+
+def timed(speedup: float, count: int, rng: np.random.Generator) -> Speedup:
+    """Time a cell: its prompts are off by 3 %, the whole cell by what runs differ by."""
+    seconds = rng.uniform(1, 3, count)
+    faster = seconds / speedup * np.exp(rng.normal(0, 0.03, count) + rng.normal(0, RUN_TO_RUN))
+    return paired_speedup([(1.0, s) for s in faster], [(1.0, s) for s in seconds])
+
+
+def bootstrapped(speedup: float, count: int, rng: np.random.Generator) -> Speedup:
+    """Time a cell as older references were: the ratio of medians, and its percentile bootstrap."""
+    speeds = np.array([np.full(count, speedup), np.ones(count)]) / rng.uniform(1, 3, count)
+    speeds[0] *= np.exp(rng.normal(0, 0.03, count) + rng.normal(0, RUN_TO_RUN))
+    drawn = np.median(speeds[:, rng.integers(count, size=(400, count))], axis=2)
+    ratio = float(np.divide(*np.median(speeds, axis=1)))
+    low, high = np.percentile(drawn[0] / drawn[1], [2.5, 97.5])
+    return Speedup(ratio, min(ratio, float(low)), max(ratio, float(high)))
+
+
+def changes(factor: float, count: int, before: Callable[..., Speedup], trials: int = 200) -> list[tuple[float, float]]:
+    """Return the 99 % intervals of a method's change over four cells, each timed before and, ``factor`` faster, now."""
+    rng, found = np.random.default_rng(5), []
+    for _ in range(trials):
+        rows = [(*timed(1.4 * factor, count, rng), *before(1.4, count, rng), count, count) for _ in range(4)]
+        names = [f"speedup{end}{when}" for when in ("", "_before") for end in ("", "_low", "_high")]
+        change = speed_change(pd.DataFrame(rows, columns=[*names, "num_prompts", "num_prompts_before"]))
+        assert change is not None
+        found.append((change.low, change.high))
+    return found
+
+
+@pytest.mark.parametrize("before", [timed, bootstrapped])
+@pytest.mark.parametrize("count", [2, 4, 6])
+def test_runs_timed_again_are_told_apart_from_a_slower_drafter(count: int, before: Callable[..., Speedup]) -> None:
+    """By the intervals that a table has, of few prompts too: no error is counted twice, and none forgotten."""
+    assert sum(high < -0.05 or low > 0.05 for low, high in changes(1.0, count, before)) == 0
+    assert np.mean([high < -0.05 for _, high in changes(1 / 1.2, count, before)]) > 0.75
 
 
 def test_one_slow_cell_of_four_is_not_held_against_a_method() -> None:
