@@ -18,6 +18,7 @@ import pandas as pd
 from pipeline.errors import command
 from pipeline.files import atomic_write
 from pipeline.pooling import pooled_change
+from pipeline.registry import is_generator
 from pipeline.schemas import benchmark
 from pipeline.statistics import interval_errors
 from pipeline.tables import NONE, listed, score, span
@@ -31,7 +32,7 @@ def as_markdown(table: pd.DataFrame) -> str:
     good = table[table["status"] == "ok"]
     lines = ["# What the figures say", opening(table, good)]
     for (model, dtype), cells in good.groupby(PANEL, sort=True):
-        parallel = cells["batch_size"].notna().any()
+        parallel = cells["method"].map(is_generator).any()
         lines.append(f"## {model}, {dtype}")
         lines += of_twin(cells) if parallel else [*of_lossless(cells), *of_lossy(cells), of_exactness(cells)]
     return "\n\n".join([*lines, "## Mind", caveats(table, good)]) + "\n"

@@ -22,7 +22,7 @@ import yaml
 
 from pipeline.errors import command
 from pipeline.files import atomic_write
-from pipeline.registry import METHODS, TASKS
+from pipeline.registry import METHODS, TASKS, is_generator
 from pipeline.schemas import benchmark
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -121,7 +121,7 @@ def parallel_llm(cells: pd.DataFrame) -> pd.DataFrame:
 
 def twin_models(cells: pd.DataFrame) -> set[str]:
     """Return the models that parallel generators are held against."""
-    return set(cells.loc[cells["batch_size"].notna(), "model"])
+    return set(cells.loc[cells["method"].map(is_generator).astype(bool), "model"])
 
 
 def nothing(cells: pd.DataFrame) -> pd.DataFrame:

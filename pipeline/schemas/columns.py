@@ -129,10 +129,23 @@ COLUMNS: dict[str, pa.Column] = {
     ),
     "speedup_high": real("ratio", "upper end of that interval", gt=0.0),
     # many prompts at once: only for models that generate in parallel
-    "batch_size": whole("prompts", "prompts generated at once for the three figures that follow", ge=1),
-    "batch_tokens_per_second": real("tokens/s", "new tokens of all prompts by the seconds for them together", ge=0.0),
-    "batch_baseline_tokens_per_second": real("tokens/s", "the same of the autoregressive twin, timed in turn", ge=0.0),
+    "batch_size": whole(
+        "prompts",
+        "prompts generated at once for the five figures that follow; all empty where the twin runs on another engine "
+        "than `native`, which alone reads many texts in one pass",
+        ge=1,
+    ),
+    "batch_tokens_per_second": real(
+        "tokens/s", "new tokens of all prompts by the seconds for them together, over seven trials", ge=0.0
+    ),
+    "batch_baseline_tokens_per_second": real(
+        "tokens/s", "the same of the autoregressive twin, timed in turn, each first in every other trial", ge=0.0
+    ),
     "batch_speedup": real("ratio", "the one by the other", gt=0.0),
+    "batch_speedup_low": real(
+        "ratio", "lower end of its 95 % interval: Student's over trials, and what runs differ by", gt=0.0
+    ),
+    "batch_speedup_high": real("ratio", "upper end of that interval", gt=0.0),
     # what it took: counts, which no noise touches
     "tokens_per_step": real(
         "tokens",
