@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import UserError, command
-from pipeline.pooling import Change, pooled_change
+from pipeline.pooling import Change, one_a_task, pooled_change
 from pipeline.schemas import benchmark
 from pipeline.statistics import interval_errors
 
@@ -160,16 +160,21 @@ def of_counters(where: str, pair: pd.Series) -> Iterator[Finding]:
 
 
 def of_quality(where: str, pair: pd.Series) -> Iterator[Finding]:
-    """Yield a change of quality that is more than chance."""
+    """Yield a change of quality that is more than chance; without a standard error (one prompt) it is a note."""
     errors = np.array([pair["quality_stderr"], pair["quality_stderr_before"]], dtype=float)
     change = pair["quality"] - pair["quality_before"]
-    if abs(change) > SURE_OF_QUALITY * np.hypot(*np.nan_to_num(errors)) and differs(pair, "quality"):
+    if not differs(pair, "quality"):
+        return
+    if np.isnan(errors).any():
+        yield difference(where, "quality, of unknown error", pair, "note", "quality")
+    elif abs(change) > SURE_OF_QUALITY * np.hypot(*errors):
         yield difference(where, "quality", pair, "improvement" if change > 0 else "regression")
 
 
-def difference(where: str, name: str, pair: pd.Series, verdict: Verdict) -> Finding:
-    """Return the finding that a column has another value."""
-    return Finding(where, name, shown(pair[f"{name}_before"]), shown(pair[name]), verdict)
+def difference(where: str, what: str, pair: pd.Series, verdict: Verdict, column: str = "") -> Finding:
+    """Return the finding that a column (``what`` itself if not given) has another value."""
+    name = column or what
+    return Finding(where, what, shown(pair[f"{name}_before"]), shown(pair[name]), verdict)
 
 
 def shown(value: Any) -> str:
@@ -224,7 +229,8 @@ def speed_change(cells: pd.DataFrame) -> Change | None:
         return None
     columns = ("speedup", "speedup_low", "speedup_high", "num_prompts")
     errors = [interval_errors(*(known[f"{name}{when}"] for name in columns)) for when in ("", "_before")]
-    return pooled_change(np.log(known["speedup"] / known["speedup_before"]), np.hypot(*errors))
+    change = np.log(known["speedup"] / known["speedup_before"])
+    return pooled_change(*one_a_task(known["task"], change, np.hypot(*errors)))
 
 
 def mbu_change(cells: pd.DataFrame) -> Change | None:
@@ -233,7 +239,8 @@ def mbu_change(cells: pd.DataFrame) -> Change | None:
     known = known.dropna(subset=["mbu", "mbu_before"])
     if known.empty:
         return None
-    return pooled_change(np.log(known["mbu"] / known["mbu_before"]), np.full(len(known), MBU_NOISE))
+    change = np.log(known["mbu"] / known["mbu_before"])
+    return pooled_change(*one_a_task(known["task"], change, np.full(len(known), MBU_NOISE)))
 
 
 def report(found: list[Finding], now: pd.DataFrame, reference: pd.DataFrame) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from pipeline.statistics import RUN_TO_RUN
 
@@ -24,6 +25,15 @@ class Change(NamedTuple):
     mean: float
     low: float
     high: float
+
+
+def one_a_task(
+    tasks: Sequence[str] | pd.Series, log_ratios: np.ndarray | pd.Series, errors: np.ndarray | pd.Series
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean log ratio and error of each task: its seeds have the same prompts, and are no further data."""
+    table = pd.DataFrame({"task": list(tasks), "ratio": np.asarray(log_ratios), "error": np.asarray(errors)})
+    means = table.groupby("task", sort=True)[["ratio", "error"]].mean()
+    return means["ratio"].to_numpy(), means["error"].to_numpy()
 
 
 def pooled_change(

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.gate import Finding, compare, speed_change
+from pipeline.gate import Finding, compare, mbu_change, speed_change
 from pipeline.schemas import benchmark
 from pipeline.statistics import RUN_TO_RUN, Speedup, paired_speedup
 from tests.pipeline.benchmark_rows import METRIC, failed, row, table
@@ -176,6 +176,19 @@ def test_a_worse_checkpoint_is_caught_by_its_quality(quality: float, verdict: st
 
     found = compare(twin(quality, "1"), twin(0.25, "2"))
     assert verdicts(found) == ({(verdict, "quality")} if verdict else set())
+
+
+def test_a_change_of_quality_without_an_error_is_noted_and_held_against_nobody() -> None:
+    before, now = (table(row(quality_stderr=None, quality=value, num_prompts=1, truncated=0)) for value in (1.0, 0.0))
+    assert verdicts(compare(now, before)) == {("note", "quality, of unknown error")}
+
+
+def test_seeds_of_a_task_do_not_make_a_change_surer() -> None:
+    cells = pd.DataFrame([row("medusa", task, speedup=1.2) for task in TASKS])
+    cells = cells.join(cells.assign(speedup=1.25).add_suffix("_before"))
+    seeds = pd.concat([cells] * 3, ignore_index=True)
+    assert speed_change(seeds) == pytest.approx(speed_change(cells))
+    assert mbu_change(seeds) == pytest.approx(mbu_change(cells))
 
 
 def test_a_worse_trained_part_is_caught_by_its_tokens_a_step() -> None:
