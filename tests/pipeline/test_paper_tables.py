@@ -119,6 +119,17 @@ def test_a_speed_up_that_its_own_figures_contradict_is_marked() -> None:
     assert "25.0 by 10.0 is 2.50" in as_markdown(published, texts, marked)
 
 
+@pytest.mark.parametrize(("name", "order"), [("parallel_llm", 1), ("shufflelm", -1)])
+def test_ours_are_sorted_by_their_paired_speed_up(name: str, order: int) -> None:
+    """However many tokens/s a cell had in the machine's good hour."""
+    fast = {"tokens_per_second": 900.0, "baseline_tokens_per_second": 900.0}
+    rows = table(
+        row("fasterdecodemixer", speedup=0.9, **fast), row(), row("fasterdecodemixer_raw", speedup=1.6, lossless=False)
+    )
+    found = paper_table(name, PUBLISHED[name], rows)
+    assert found.loc[found["from"] == "this run", "speedup"].tolist() == [0.9, 1.0, 1.6][::order]
+
+
 def test_what_is_doubted_is_marked_where_it_stands() -> None:
     marked = doubts("shufflelm", PUBLISHED["shufflelm"])
     texts = as_text(paper_table("shufflelm", PUBLISHED["shufflelm"], cells()), PUBLISHED["shufflelm"], marked)
