@@ -138,9 +138,10 @@ def set_limits(panel: Axes, good: pd.DataFrame, metric: str) -> None:
     top = 100.0 if metric in benchmark.PERCENT_METRICS else 1.0
     fastest = good["speedup"].max()
     # A bar over two prompts may reach far beyond all points: it leaves the panel before it presses them together.
-    ends = {"x": np.clip(panel.get_xlim(), 0, 2 * fastest), "y": panel.get_ylim()}
-    for axis, least, most in (("x", 0.2 * fastest, np.inf), ("y", 0.1 * top, top)):
-        low, high = ends[axis]
+    left, right = panel.get_xlim()
+    across = max(left, 0.0), min(right, 2 * fastest)
+    wanted = (("x", across, 0.2 * fastest, np.inf), ("y", panel.get_ylim(), 0.1 * top, top))
+    for axis, (low, high), least, most in wanted:
         span = max(high - low, least)
         middle = (low + high) / 2
         # Neither a speed nor a quality is negative: an axis that starts far below zero would look as if one could be.
