@@ -148,6 +148,11 @@ def memory(panel: Axes, cells: pd.DataFrame) -> None:
 
 def mbu(panel: Axes, cells: pd.DataFrame) -> None:
     """Draw each cell's share of the memory's measured speed; 1 is the limit."""
+    if cells["mbu"].isna().all():
+        words = "none: the weights fit into the processor's cache, or it was not told"
+        panel.text(0.5, 0.5, words, ha="center", va="center", transform=panel.transAxes)
+        panel.set(xticks=[], yticks=[])
+        return
     panel.axvline(1, color="dimgrey", linewidth=1)
     dots(panel, cells, "mbu")
 
@@ -159,7 +164,11 @@ FIGURES: dict[str, tuple[Draw, str, str]] = {
         "bars: 95 % interval over prompts",
     ),
     "time_per_step": (time_per_step, "ms a decode step", "peers and parallel generators do not tell their parts"),
-    "mbu": (mbu, "model bandwidth utilisation", "bytes that had to be read, by what the memory gives in that time"),
+    "mbu": (
+        mbu,
+        "model bandwidth utilisation",
+        "bytes that had to be read, by what the memory gives in that time; none where the weights fit into the cache",
+    ),
     "memory": (memory, "peak memory, MB", "of the method's largest cell"),
 }
 

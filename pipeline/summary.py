@@ -55,6 +55,7 @@ def summarise(
     cache_bytes_per_token: int,
     limits: Limits,
     part_bytes: int = 0,
+    processor_cache_bytes: int | None = None,
     is_parallel: bool = False,
 ) -> dict[str, Any]:
     """Return the figures of one cell from its records, in the columns' names and units.
@@ -66,6 +67,8 @@ def summarise(
         cache_bytes_per_token: bytes of keys and values that one token leaves.
         limits: the machine's measured limits.
         part_bytes: bytes of weights that one forward pass of the draft model, or of the heads, reads.
+        processor_cache_bytes: size of the device's last cache, if known. Weights that fit into it are not read from
+            memory again, so that there is no share of its speed to tell.
         is_parallel: the method is a model that generates in parallel. All its passes settle tokens, so that its tokens
             per step are those of all passes; its operations, which depend on the width of its blocks, are not counted.
     """
@@ -79,6 +82,7 @@ def summarise(
     tokens = [sum(run["tokens_by_step"]) for run in decoded]
     decode_s = sum(run["decode_s"] for run in decoded)
     traffic = sum(bytes_read(run, weight_bytes, cache_bytes_per_token, part_bytes) for run in decoded)
+    in_cache = processor_cache_bytes is not None and weight_bytes + part_bytes <= processor_cache_bytes
     work = None if is_parallel else sum(operations(run, weight_bytes // parameter_bytes) for run in decoded)
     steps = sum(run["target_forwards"] if is_parallel else len(run["tokens_by_step"]) for run in runs)
     return {
@@ -95,7 +99,7 @@ def summarise(
         "tokens_per_step": _ratio(sum(run["num_new_tokens"] for run in runs) if is_parallel else sum(tokens), steps),
         "bytes_read": traffic,
         "flops": work,
-        "mbu": _ratio(traffic, decode_s * limits.bandwidth_bytes_per_s),
+        "mbu": None if in_cache else _ratio(traffic, decode_s * limits.bandwidth_bytes_per_s),
         "mfu": None if work is None else _ratio(work, decode_s * limits.flops_per_s),
         "bandwidth_bytes_per_s": limits.bandwidth_bytes_per_s,
         "flops_per_s": limits.flops_per_s,

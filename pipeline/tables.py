@@ -30,7 +30,7 @@ NOTES = """\
   twin's, with its 95 % interval; none where the twin's engine reads text by text.
 - **TTFT**: time to first token, median over prompts.
 - **MBU**: model bandwidth utilisation, the share of the measured memory bandwidth that reading the weights and the
-  cache used.
+  cache used; none where the weights fit into the processor's last-level cache.
 - **same as baseline**: share of prompts whose token ids equal those of `autoregressive`. A lossless method has 100 % in
   float32; in bfloat16 near-ties may fall otherwise.
 - **cut off**: outputs that hit the token limit.

@@ -198,7 +198,8 @@ COLUMNS: dict[str, pa.Column] = {
     "mbu": real(
         "ratio",
         "model bandwidth utilisation: `bytes_read`, the draft's too, by (decode time x bandwidth): how near to the "
-        "memory's limit the method runs, not how well it drafts, which `tokens_per_step` and `speedup` say",
+        "memory's limit the method runs, not how well it drafts, which `tokens_per_step` and `speedup` say; empty "
+        "where the weights fit into the processor's last-level cache, so that memory is not read for them",
         ge=0.0,
     ),
     "mfu": real("ratio", "model FLOPs utilisation: `flops` by (decode time x measured speed)", ge=0.0),

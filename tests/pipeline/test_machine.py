@@ -29,6 +29,18 @@ def test_processors_of_one_name_are_told_apart_by_what_they_can(
     assert machine.processor_name() == name
 
 
+def test_the_last_of_a_processors_caches_is_taken(tmp_path: Path) -> None:
+    assert machine.processor_cache_bytes(tmp_path) is None
+    for index, (level, size) in enumerate([("1", "32K"), ("1", "32K"), ("3", "32768K"), ("2", "1M")]):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        (folder / "level").write_text(f"{level}\n")
+        (folder / "size").write_text(f"{size}\n")
+    assert machine.processor_cache_bytes(tmp_path) == 32 * 2**20
+    (tmp_path / "index2" / "size").write_text("much\n")
+    assert machine.processor_cache_bytes(tmp_path) is None
+
+
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda path: path.stem)
 def test_a_reference_calls_its_machine_what_a_run_there_would(monkeypatch: pytest.MonkeyPatch, reference: Path) -> None:
     """Else the gate takes the references' own machine for another, and holds no counter and no text exactly."""

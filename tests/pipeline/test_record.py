@@ -93,6 +93,15 @@ def test_figures_equal_those_computed_by_hand() -> None:
     assert first_divergences(records) == [{"prompt_id": 1, "token": 2}]
 
 
+@pytest.mark.parametrize(("cache", "told"), [(None, True), (999, True), (1000, False)])
+def test_weights_that_stay_in_the_cache_have_no_share_of_the_memorys_speed(cache: int | None, told: bool) -> None:
+    records = [{"prompt_id": 0, "method": run_record([generation(0.5)]), "baseline": run_record([generation(1.0)])}]
+    sizes = {"weight_bytes": 900, "part_bytes": 100, "parameter_bytes": 2, "cache_bytes_per_token": 10}
+    figures = summarise(records, **sizes, limits=Limits(20_000.0, 1e6), processor_cache_bytes=cache)
+    assert (figures["mbu"] is not None) is told
+    assert figures["bytes_read"] > 0
+
+
 def test_a_text_of_one_token_has_no_decode_figures() -> None:
     run = run_record([Generation((2,), 20, False, 0.1, ())])
     records = [{"prompt_id": 0, "method": run, "baseline": run}]
