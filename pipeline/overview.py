@@ -18,6 +18,7 @@ import pandas as pd
 
 from pipeline.errors import command
 from pipeline.figures import looks_of, save, without_windows, words_alone
+from pipeline.registry import is_generator
 from pipeline.schemas import benchmark
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ def time_per_step(panel: Axes, cells: pd.DataFrame) -> None:
 
     A method that does not tell its parts has one bar, "rest".
     """
-    rows = cells.dropna(subset=["decode_s"]).assign(steps=cells["target_forwards"] - cells["num_prompts"])
+    # An older table does not tell; all but parallel generators have one pass a prompt before the first token.
+    one_each = (cells["target_forwards"] - cells["num_prompts"]).where(~cells["method"].map(is_generator).astype(bool))
+    rows = cells.dropna(subset=["decode_s"]).assign(steps=cells["decode_steps"].fillna(one_each))
     sums = rows.groupby("method")[["decode_s", "draft_s", "verify_s", "steps"]].sum(min_count=1).astype(float)
     sums = (
         sums[sums["steps"] > 0]

@@ -88,6 +88,7 @@ def summarise(
     return {
         "num_prompts": len(records),
         **{name: sum(run[name] for run in runs) for name in SUMS},
+        "decode_steps": sum(len(run["tokens_by_step"]) for run in runs),
         "tokens_per_second": statistics.median(speeds),
         "baseline_tokens_per_second": statistics.median(baseline_speeds),
         "decode_tokens_per_second": _median([n / run["decode_s"] for n, run in zip(tokens, decoded, strict=True)]),

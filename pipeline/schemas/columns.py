@@ -158,6 +158,12 @@ COLUMNS: dict[str, pa.Column] = {
     "target_forwards": whole(
         "forwards", "forward passes of the target model, or of the model that generates in parallel", ge=0
     ),
+    "decode_steps": whole(
+        "steps",
+        "decode steps, each one forward pass; those before the first token, of which a model that generates in "
+        "parallel may need several, are not among them",
+        ge=0,
+    ),
     "draft_forwards": whole(
         "forwards", "forward passes of a draft model; heads, which run once a step, are not counted", ge=0
     ),

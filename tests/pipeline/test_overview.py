@@ -67,6 +67,17 @@ def test_the_parts_of_a_step_add_up_to_it() -> None:
     assert bars["draft"][peer].get_width() == bars["verify"][peer].get_width() == 0
 
 
+def test_passes_before_the_first_token_are_no_decode_steps() -> None:
+    """Of a parallel generator there may be many; where a table does not tell, nothing is drawn for it."""
+    told = {"decode_s": 10.0, "draft_s": None, "target_forwards": 1052, "num_prompts": 6}
+    draw, label, note = FIGURES["time_per_step"]
+    for steps, widths in ((40, [250.0]), (0, []), (None, [])):
+        cells = table(row("diffusion", decode_steps=steps, **told))
+        (panel,) = panels(cells, draw, label, note).axes
+        (rest,) = [container for container in panel.containers if container.get_label() == "rest"]
+        assert [bar.get_width() for bar in rest] == widths
+
+
 def test_a_model_in_the_processors_cache_has_no_share_of_the_memorys_speed() -> None:
     figure = panels(table(row(mbu=None), row("medusa", mbu=None), row(model="large")), *FIGURES["mbu"])
     large, small = figure.axes

@@ -84,6 +84,7 @@ def test_figures_equal_those_computed_by_hand() -> None:
     assert figures["decode_tokens_per_second"] == pytest.approx(6 / 0.4)
     assert figures["tpot_s"] == pytest.approx(0.4 / 6)
     assert figures["tokens_per_step"] == pytest.approx(2.0)
+    assert figures["decode_steps"] == 6
     assert figures["lossless_match"] == 0.5
     # Three steps, at 21, 24 and 26 tokens of context.
     assert bytes_read(run, 1000, 10) == 3000 + 10 * (21 + 24 + 26)
