@@ -32,6 +32,7 @@ MARK = "*"
 LATENCY_TOKENS = 10
 # A ratio of figures with two decimals can be off by this much, and be right.
 ROUNDING = 0.012
+BY = ["model", "dtype", "method"]
 PUBLISHED_TASKS = {"gsm8k": "GSM8K", "cnn_dailymail": "CNN/DM", "wmt16": "WMT16"}
 STANDS_IN = {"wmt14": "WMT16"}  # where a run has not the task itself
 OUROBOROS = {
@@ -88,13 +89,25 @@ def well(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_method(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each model and method: mean speed and scores over its tasks, peak memory."""
+    """Return a row for each model and method: mean speed and scores over its tasks, peak memory.
+
+    A mean is empty where a method has not every task that its model was run on: over other tasks it is another figure.
+    """
     means = {name: (name, "mean") for name in ("tokens_per_second", "bleu", "rougeL", "speedup", "tokens_per_step")}
     grouped = cells.assign(latency=cells["ttft_s"] + (LATENCY_TOKENS - 1) * cells["tpot_s"])
-    rows = grouped.groupby(["model", "dtype", "method"], sort=False).agg(
+    rows = grouped.groupby(BY, sort=False).agg(
         **means, latency=("latency", "mean"), peak=("peak_memory_bytes", "max")
     )
+    whole = pd.Series({name: has_all(own, cells) for name, own in grouped.groupby(BY, sort=False)}, dtype=bool)
+    rows.loc[~whole.reindex(rows.index), [*means, "latency"]] = np.nan
     return rows.reset_index()
+
+
+def has_all(own: pd.DataFrame, cells: pd.DataFrame) -> bool:
+    """Whether the cells of a method are on all tasks that its model, in its dtype, was run on."""
+    first = own.iloc[0]
+    same = cells[(cells["model"] == first["model"]) & (cells["dtype"] == first["dtype"])]
+    return set(own["task"]) == set(same["task"])
 
 
 def system_of(rows: pd.DataFrame) -> pd.Series:
@@ -103,10 +116,7 @@ def system_of(rows: pd.DataFrame) -> pd.Series:
 
 
 def shufflelm(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return ours for ShuffleLM's table: the generators, the mixer, and what both are held against.
-
-    By their paired speed-up: tokens/s of cells that ran at other times do not compare.
-    """
+    """Return ours for ShuffleLM's table: generators, the mixer, and what both are held against; by paired speed-up."""
     rows = by_method(cells)
     twins = twin_models(cells)
     wanted = rows["method"].str.startswith(("shufflelm", "fasterdecodemixer")) | (rows["method"] == "autoregressive")
@@ -117,10 +127,7 @@ def shufflelm(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def parallel_llm(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return ours for Parallel-LLM's table: transformers, the baseline, and the methods, twins left out.
-
-    By their paired speed-up, as ShuffleLM's.
-    """
+    """Return ours for Parallel-LLM's table: transformers, the baseline, the methods, no twins; by paired speed-up."""
     rows = by_method(cells[~cells["model"].isin(twin_models(cells))])
     rows = rows.assign(system=system_of(rows), latency_ms=rows["latency"] * 1000)
     return rows.sort_values("speedup")[["system", "tokens_per_second", "latency_ms", "speedup"]]
@@ -160,12 +167,10 @@ def spec_bench(cells: pd.DataFrame) -> pd.DataFrame:
     ours = cells["method"].map(lambda method: METHODS[method].kind == "drafter").astype(bool)
     rows = cells[ours & ~cells["model"].isin(twin_models(cells))]
     categories = {"translation": "translation", "summarization": "summarization", "math": "mathematical_reasoning"}
-    speed = rows.pivot_table(index=["model", "dtype", "method"], columns="group", values="speedup", aggfunc="mean")
+    speed = rows.pivot_table(index=BY, columns="group", values="speedup", aggfunc="mean")
     table = speed.rename(columns=categories).reindex(columns=[*categories.values(), "code"])
-    per_method = rows.groupby(["model", "dtype", "method"])
-    table = table.assign(
-        mean_accepted_tokens=per_method["tokens_per_step"].mean(), overall=per_method["speedup"].mean()
-    ).reset_index()
+    overall = by_method(rows).set_index(BY)  # empty where a method has not all tasks
+    table = table.assign(mean_accepted_tokens=overall["tokens_per_step"], overall=overall["speedup"]).reset_index()
     table = table.assign(system=system_of(table)).sort_values("overall", ascending=False)
     return table[["system", *categories.values(), "mean_accepted_tokens", "overall", "code"]]
 
