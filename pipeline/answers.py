@@ -17,8 +17,10 @@ import pandas as pd
 
 from pipeline.errors import command
 from pipeline.files import atomic_write
-from pipeline.pooling import interval_errors, pooled_change
+from pipeline.pooling import one_a_task, pooled_change
+from pipeline.registry import is_generator
 from pipeline.schemas import benchmark
+from pipeline.statistics import interval_errors
 from pipeline.tables import NONE, listed, score, span
 
 BASELINE = "autoregressive"
@@ -30,10 +32,26 @@ def as_markdown(table: pd.DataFrame) -> str:
     good = table[table["status"] == "ok"]
     lines = ["# What the figures say", opening(table, good)]
     for (model, dtype), cells in good.groupby(PANEL, sort=True):
-        parallel = cells["batch_size"].notna().any()
         lines.append(f"## {model}, {dtype}")
-        lines += of_twin(cells) if parallel else [*of_lossless(cells), *of_lossy(cells), of_exactness(cells)]
+        once = over_seeds(cells)
+        if cells["method"].map(is_generator).any():
+            lines += of_twin(once)
+        else:
+            lines += [*of_lossless(once), *of_lossy(once), of_exactness(cells)]
     return "\n\n".join([*lines, "## Mind", caveats(table, good)]) + "\n"
+
+
+def over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each task and method: means over its seeds, which have the same prompts and are no further data.
+
+    Of speed-ups and the ends of their intervals it is the geometric mean, so that the interval stays as wide as one.
+    """
+    ratios = ["speedup", "speedup_low", "speedup_high"]
+    numbers = set(cells.select_dtypes("number").columns)
+    how = {name: "mean" if name in numbers else "first" for name in cells.columns if name not in ("task", "method")}
+    logs = cells.assign(**{name: np.log(cells[name]) for name in ratios})
+    rows = logs.groupby(["task", "method"], sort=False, as_index=False).agg(how)
+    return rows.assign(**{name: np.exp(rows[name]) for name in ratios})
 
 
 def opening(table: pd.DataFrame, good: pd.DataFrame) -> str:
@@ -62,25 +80,41 @@ def of_lossless(cells: pd.DataFrame) -> list[str]:
     ours = ours[ours["engine"] != "transformers"]
     if ours.empty:
         return ["No lossless method beside the baseline was run."]
-    pooled = over_tasks(ours)
+    by_task = "\n".join(fastest(task, rows) for task, rows in ours.groupby("task", sort=True))
+    looked_at = int(ours["speedup_low"].notna().sum())
+    caution = (
+        f"{looked_at} intervals were looked at here, none corrected for how many they are: were no method any faster "
+        f"or slower than the baseline, {looked_at / 40:.1f} of them would be expected above 1 by chance."
+    )
+    return [in_all(over_tasks(ours)), by_task, caution]
+
+
+def in_all(pooled: pd.DataFrame) -> str:
+    """Return what is fastest over all tasks together, with its 99 % interval."""
+    if pooled.empty:
+        return "**At no loss** nothing can be said over all tasks together: no cell has an interval. By task:"
     best = pooled.iloc[0]
     told = "" if best["low"] > 1 else ", an interval that holds 1: it was not shown to be faster than the baseline"
     others = ", ".join(f"`{method}` {row['mean']:.2f}" for method, row in pooled.iloc[1:4].iterrows())
-    lines = [
+    return (
         f"**At no loss**, `{best.name}` is fastest over all tasks together: {best['mean']:.2f} times the baseline "
-        f"[{best['low']:.2f}, {best['high']:.2f}]{told}{f' (then {others})' if others else ''}. By task:"
-    ]
-    return [*lines, "\n".join(fastest(task, rows) for task, rows in ours.groupby("task", sort=True))]
+        f"[{best['low']:.2f}, {best['high']:.2f}], at 99 %{told}{f' (then {others})' if others else ''}. By task:"
+    )
 
 
 def over_tasks(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return for each method that ran on every task its pooled speed-up with a 99 % interval, the fastest first."""
+    """Return for each method that ran on every task its pooled speed-up with a 99 % interval, the fastest first.
+
+    Cells without an interval (one prompt) are left out: how sure they are is not known.
+    """
+    cells = cells[cells["speedup_low"].notna()]
     counts = cells.groupby("method")["task"].nunique()
     rows = {}
     for method in counts.index[counts == counts.max()]:
         own = cells[cells["method"] == method]
-        errors = np.nan_to_num(interval_errors(own["speedup_low"], own["speedup_high"]))
-        rows[method] = [1 + value for value in pooled_change(np.log(own["speedup"]), errors, num_runs=1)]
+        columns = (own[name] for name in ("speedup", "speedup_low", "speedup_high", "num_prompts"))
+        pooled = pooled_change(*one_a_task(own["task"], np.log(own["speedup"]), interval_errors(*columns)), num_runs=1)
+        rows[method] = [1 + value for value in pooled]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
     return table.sort_values("mean", ascending=False)
 
@@ -89,8 +123,14 @@ def fastest(task: str, rows: pd.DataFrame) -> str:
     """Return one line: the fastest method of a task, whether it was shown to be faster, and who is as fast."""
     ordered = rows.sort_values("speedup", ascending=False)
     best = ordered.iloc[0]
-    if not (rows["speedup_low"] > 1).any():
+    shown = ordered[ordered["speedup_low"] > 1]
+    if rows["speedup_low"].isna().all():
+        told = "; without intervals nothing is shown"
+    elif shown.empty:
         told = "; no interval is above 1, so nothing was shown to be faster than the baseline"
+    elif not best["speedup_low"] > 1:
+        names = ", ".join(f"`{row['method']}` {interval(row)}" for _, row in shown.iterrows())
+        told = f"; its own interval is not above 1: it was not shown to be faster than the baseline, as were {names}"
     else:
         near = ordered.iloc[1:]
         near = near[near["speedup_high"] >= best["speedup_low"]]
@@ -124,10 +164,15 @@ def loss(row: pd.Series, base: pd.DataFrame) -> str:
         return f"{row['metric']} {score(row['quality'], row['metric'])}"
     before = base.iloc[0]
     change = row["quality"] - before["quality"]
-    error = float(np.hypot(*np.nan_to_num([row["quality_stderr"], before["quality_stderr"]])))
-    sign = "+" if change >= 0 else "-"
-    told = f"{row['metric']} {score(row['quality'], row['metric'])} ({sign}{score(abs(change), row['metric'])}"
-    return f"{told}, {'more' if abs(change) > 1.96 * error else 'no more'} than chance)"
+    error = float(np.hypot(*np.array([row["quality_stderr"], before["quality_stderr"]], dtype=float)))
+    told = f"{row['metric']} {score(row['quality'], row['metric'])}"
+    if before["quality"] == 0 and change == 0:
+        return f"{told} (the baseline's is 0 too: nothing could be lost)"
+    told += f" ({'+' if change >= 0 else '-'}{score(abs(change), row['metric'])}"
+    if np.isnan(error):
+        return f"{told}; of unknown error)"
+    told += f", {'more' if abs(change) > 1.96 * error else 'no more'} than chance"
+    return told + ("; the baseline's is 0: nothing could be lost)" if before["quality"] == 0 else ")")
 
 
 def of_exactness(cells: pd.DataFrame) -> str:
@@ -153,8 +198,10 @@ def of_twin(cells: pd.DataFrame) -> list[str]:
         return ["The twin or its generators are not in the table."]
     before = twin.iloc[0]
     ordered = others.sort_values("speedup", ascending=False)
-    errors = np.hypot(ordered["quality_stderr"].fillna(0.0), float(np.nan_to_num(before["quality_stderr"])))
-    kept = ordered[ordered["quality"] >= before["quality"] - 1.96 * errors]
+    errors = np.hypot(ordered["quality_stderr"].astype(float), before["quality_stderr"])
+    # Without an error nothing is known of a loss: such a row is kept only if it has none at all.
+    least = before["quality"] - 1.96 * errors.fillna(0.0)
+    kept = ordered[ordered["quality"] >= least]
     lines = [
         f"The autoregressive twin has {before['metric']} {score(before['quality'], before['metric'])} "
         f"at {before['tokens_per_second']:,.0f} tokens/s."

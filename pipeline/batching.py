@@ -1,10 +1,10 @@
-"""Many prompts answered at once, for training text; nothing here is timed.
+"""Many prompts answered at once: for training text, and as the twin of a batch (``pipeline.batch_speed``).
 
-Training needs tokens a second over all prompts together, where a benchmark's cell needs them one prompt at a time. So
-each forward pass reads the next token of up to ``MOST_ROWS`` texts, each with a cache of its own; a text that ends
-makes room for the next. What a prompt shares with one that is still in a cache (few-shot examples) is copied and not
-read again. It is the engine that cells run on, and the numbers are those of reading each text alone: what is learned is
-what will be drafted for. Example::
+Both need tokens a second over all prompts together, where a benchmark's cell needs them one prompt at a time. So each
+forward pass reads the next token of up to ``MOST_ROWS`` texts, each with a cache of its own; a text that ends makes
+room for the next. What a prompt shares with one that is still in a cache (few-shot examples) is copied and not read
+again. It is the engine that cells run on, and the numbers are those of reading each text alone: what is learned is what
+will be drafted for. Example::
 
     target = shared_model(Path("results/models/smollm2-135m"))
     ids = answer(target, [Job((1, 5, 9), ending)], Draw(0.0, 1.0), torch.Generator())[0].ids
@@ -45,12 +45,13 @@ class Job:
 class Answer(NamedTuple):
     """The ``n`` tokens of an answer; ``finished`` if it ended by itself and not at the limit.
 
-    ``states`` are the target's last hidden states, the head's input, at which each token was chosen.
+    ``states`` are the target's last hidden states, the head's input, at which each token was chosen; None where they
+    were not asked for.
     """
 
     ids: list[int]
     finished: bool
-    states: Float[Tensor, "n d"]
+    states: Float[Tensor, "n d"] | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def choose(logits: Float[Tensor, "rows vocabulary"], draw: Draw, generator: torc
     return ids
 
 
-class _Row:
+class Place:
     """A place in the batch: a cache, the prompt whose keys it holds, and the text that grows in it."""
 
     def __init__(self, store: KVCache) -> None:
@@ -99,7 +100,11 @@ class _Row:
         self.text: list[int] = []
         self.states: list[Tensor] = []
 
-    def begin(self, target: TargetModel, number: int, prompt: tuple[int, ...], others: Sequence[_Row]) -> TreeOutput:
+    def forget(self) -> None:
+        """Take what the cache holds for nothing."""
+        self.prompt, self.cache.length = (), 0
+
+    def begin(self, target: TargetModel, number: int, prompt: tuple[int, ...], others: Sequence[Place]) -> TreeOutput:
         """Read a prompt, all but what another place has read already; return what comes first, a row."""
         donor = max(others, key=lambda row: common(row.prompt, prompt))
         shared = min(common(donor.prompt, prompt), len(prompt) - 1)
@@ -119,49 +124,75 @@ def common(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i in range(shorter) if first[i] != second[i]), shorter)
 
 
-@torch.inference_mode()
-def answer(
-    target: TargetModel, jobs: Sequence[Job], draw: Draw = Draw(), generator: torch.Generator | None = None
-) -> list[Answer]:
-    """Answer all ``jobs``, up to ``MOST_ROWS`` at a time; answers in the order of the jobs."""
+def places_for(target: TargetModel, jobs: Sequence[Job]) -> list[Place]:
+    """Return places with room for any of ``jobs``: one each, but for ``MOST_ROWS`` at most."""
     longest = max(len(job.prompt_ids) + job.ending.max_new_tokens for job in jobs)
     capacity = target.capacity_for(longest, 1)
-    rows = [_Row(target.new_cache(capacity)) for _ in range(min(MOST_ROWS, len(jobs)))]
+    return [Place(target.new_cache(capacity)) for _ in range(min(MOST_ROWS, len(jobs)))]
+
+
+@torch.inference_mode()
+def answer(
+    target: TargetModel,
+    jobs: Sequence[Job],
+    draw: Draw = Draw(),
+    generator: torch.Generator | None = None,
+    *,
+    places: Sequence[Place] | None = None,
+    with_states: bool = False,
+) -> list[Answer]:
+    """Answer all ``jobs``, as many at a time as there are places; answers in the order of the jobs.
+
+    Args:
+        target: the model.
+        jobs: prompts, and when their answers end.
+        draw: how tokens are chosen.
+        generator: draws them.
+        places: caches made before (:func:`places_for`), where making them is not to be timed. What they hold of an
+            earlier call is not used.
+        with_states: also return the hidden states.
+    """
+    rows = places_for(target, jobs) if places is None else places
+    for row in rows:
+        row.forget()
     answers: dict[int, Answer] = {}
     waiting = iter(enumerate(jobs))
-    live: list[_Row] = []
+    live: list[Place] = []
     free = list(rows)
     while True:
         while free and (following := next(waiting, None)) is not None:
             number, job = following
             row = free.pop()
             first = row.begin(target, number, job.prompt_ids, rows)
-            _place(row, choose(first.logits, draw, generator)[0], first.hidden[0], jobs, answers, live, free)
+            state = first.hidden[0] if with_states else None
+            _place(row, choose(first.logits, draw, generator)[0], state, jobs, answers, live, free)
         if not live:
             return [answers[number] for number in range(len(jobs))]
         output = target.read_each([row.cache for row in live], [row.text[-1] for row in live])
         tokens = choose(output.logits, draw, generator)
         before, live = live, []
-        for row, token, state in zip(before, tokens, output.hidden, strict=True):
+        states = output.hidden if with_states else [None] * len(before)
+        for row, token, state in zip(before, tokens, states, strict=True):
             _place(row, token, state, jobs, answers, live, free)
 
 
 def _place(
-    row: _Row,
+    row: Place,
     token: int,
-    state: Float[Tensor, " d"],
+    state: Float[Tensor, " d"] | None,
     jobs: Sequence[Job],
     answers: dict[int, Answer],
-    live: list[_Row],
-    free: list[_Row],
+    live: list[Place],
+    free: list[Place],
 ) -> None:
-    """Append a token, and the state it was chosen at, to the text of ``row``, which then goes on or ends."""
+    """Append a token, and the state it was chosen at if wanted, to the text of ``row``, which then goes on or ends."""
     row.text.append(token)
-    row.states.append(state.to(row.cache.buffers[0].dtype))
+    if state is not None:
+        row.states.append(state.to(row.cache.buffers[0].dtype))
     ending = jobs[row.job].ending
     cut = ending.check(row.text, len(row.text) - 1)
     if cut.ended or cut.kept == ending.max_new_tokens:
-        answers[row.job] = Answer(row.text, cut.ended, torch.stack(row.states))
+        answers[row.job] = Answer(row.text, cut.ended, torch.stack(row.states) if row.states else None)
         free.append(row)
     else:
         live.append(row)

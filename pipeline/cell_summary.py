@@ -18,7 +18,7 @@ from decoding import SpeculativeDecoder, TargetModel
 from pipeline.batch_speed import measure_batch
 from pipeline.clock import measure_limits
 from pipeline.files import sha256_of, sha256_of_all
-from pipeline.machine import git_state, package_versions, processor_name
+from pipeline.machine import git_state, package_versions, processor_cache_bytes, processor_name
 from pipeline.methods import Generates
 from pipeline.power import figures as power_figures
 from pipeline.record import Record
@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 def hardware_name(device: torch.device) -> str:
     """Return the GPU's or the processor's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def cache_bytes_of(device: torch.device) -> int | None:
+    """Return the bytes of the GPU's or the processor's last cache, if it tells."""
+    if device.type != "cuda":
+        return processor_cache_bytes()
+    return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", None)
 
 
 def part_bytes_of(method: Generates) -> int:
@@ -89,6 +96,7 @@ def figures_of(
         cache_bytes_per_token=model.new_cache(1).bytes_per_token,
         limits=bench.limits.or_better(measure_limits(bench.device, bench.precision.arithmetic)),
         part_bytes=part_bytes,
+        processor_cache_bytes=cache_bytes_of(bench.device),
         is_parallel=kind == "generator",
     )
     if not bench.sampling.is_greedy:

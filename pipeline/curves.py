@@ -15,6 +15,7 @@ import pandas as pd
 
 from pipeline.errors import command
 from pipeline.figures import Looks, draw_command, looks_of, words_alone
+from pipeline.registry import is_generator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,10 +28,10 @@ PANELS = (("passes", "forward passes a text"), ("speedup", "speed-up over the tw
 
 def points(table: pd.DataFrame) -> pd.DataFrame:
     """Return the cells of twins and their generators, with ``passes`` a text, ``family`` and ``setting`` (or "")."""
-    parallel = table["batch_size"].notna()
-    models = set(table.loc[parallel, "model"])
-    rows = table[(table["status"] == "ok") & table["model"].isin(models)].copy()
-    rows = rows[(rows["method"] == TWIN) | rows["batch_size"].notna()]
+    good = table[table["status"] == "ok"]
+    parallel = good["method"].map(is_generator).astype(bool)
+    twins = good["model"].isin(set(good.loc[parallel, "model"])) & (good["method"] == TWIN)
+    rows = good[parallel | twins].copy()
     rows["passes"] = rows["target_forwards"] / rows["num_prompts"]
     rows["family"] = [SETTING.sub("", method) for method in rows["method"]]
     found = [SETTING.search(method) for method in rows["method"]]

@@ -1,8 +1,9 @@
 """Quality against speed, one panel a task: the picture that answers the project's question.
 
-Right is faster, up is better; the stepped line is the Pareto front, the methods that no other beats in both. Both
-directions carry their uncertainty: the speed-up's bootstrap interval times the baseline's tokens/s, and the standard
-error of quality. A filled mark is a lossless method, a hollow one a lossy one.
+Right is faster, up is better; the stepped line is the Pareto front, the methods that no other beats in both. Faster is
+meant as the paired speed-up: tokens/s of two cells do not compare, since between them the machine's own speed drifts
+(the baseline's by half within one run). Both directions carry their uncertainty: the speed-up's interval, and the
+standard error of quality. A filled mark is a lossless method, a hollow one a lossy one.
 Each point carries its method's name, placed where it covers nothing.
 
 Example::
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vP<X>ph*"
 Looks = dict[str, tuple[tuple[float, float, float], str]]  # method -> colour, marker
+ACROSS = "speed-up over the baseline, paired"
 PANEL = ["task", "model", "dtype"]
 
 
@@ -76,13 +78,13 @@ def draw_panel(panel: Axes, cells: pd.DataFrame, looks: Looks) -> list[Text]:
     task, model, dtype = cells[PANEL].iloc[0]
     good = cells[cells["status"] == "ok"]
     metric = next(iter(good["metric"]), "quality")
-    panel.set(title=f"{task} · {model} · {dtype}", xlabel="tokens/s", ylabel=metric)
+    panel.set(title=f"{task} · {model} · {dtype}", xlabel=ACROSS, ylabel=metric)
     names = []
     for row in good.itertuples():
         colour, marker = looks[row.method]
         lossy = pd.notna(row.lossless) and not row.lossless
         panel.errorbar(
-            row.tokens_per_second,
+            row.speedup,
             row.quality,
             xerr=speed_interval(row),
             yerr=None if pd.isna(row.quality_stderr) else row.quality_stderr,
@@ -97,7 +99,8 @@ def draw_panel(panel: Axes, cells: pd.DataFrame, looks: Looks) -> list[Text]:
             zorder=3,
         )
         seed = f" (seed {row.seed})" if good["seed"].nunique() > 1 else ""
-        names.append(panel.text(row.tokens_per_second, row.quality, row.method + seed, color=darker(colour), zorder=4))
+        names.append(panel.text(row.speedup, row.quality, row.method + seed, color=darker(colour), zorder=4))
+    panel.axvline(1, color="lightgrey", linewidth=1, zorder=0)
     set_limits(panel, good, metric)
     draw_front(panel, good)
     tell_missing(panel, cells[cells["status"] != "ok"])
@@ -106,7 +109,7 @@ def draw_panel(panel: Axes, cells: pd.DataFrame, looks: Looks) -> list[Text]:
 
 def front_of(good: pd.DataFrame) -> pd.DataFrame:
     """Return the cells that no other beats in speed and quality at once, the fastest first."""
-    ordered = good.sort_values(["tokens_per_second", "quality"], ascending=False)
+    ordered = good.sort_values(["speedup", "quality"], ascending=False)
     best_so_far = ordered["quality"].cummax().shift(fill_value=-np.inf)
     return ordered[ordered["quality"] > best_so_far]
 
@@ -116,19 +119,15 @@ def draw_front(panel: Axes, good: pd.DataFrame) -> None:
     front = front_of(good)
     if len(front):
         left, bottom = panel.get_xlim()[0], panel.get_ylim()[0]
-        x = [front["tokens_per_second"].iloc[0], *front["tokens_per_second"], left]
+        x = [front["speedup"].iloc[0], *front["speedup"], left]
         y = [bottom, *front["quality"], front["quality"].iloc[-1]]
         panel.step(x, y, where="post", color="silver", linewidth=1.4, linestyle="--", zorder=1)
 
 
 def speed_interval(row: Any) -> np.ndarray | None:
-    """Return ``[[below], [above]]`` in tokens/s: the paired speed-up's interval times the baseline's speed."""
-    ends = np.array([[row.speedup_low], [row.speedup_high]]) * row.baseline_tokens_per_second
-    if np.isnan(ends).any():
-        return None
-    # The speed-up is the ratio of two medians, so its interval times the baseline's median holds the point up to the
-    # rounding of the table: an error bar must not be negative for that.
-    return np.maximum([[row.tokens_per_second - ends[0, 0]], [ends[1, 0] - row.tokens_per_second]], 0)
+    """Return ``[[below], [above]]``, how far the speed-up's interval reaches; None where it has none."""
+    bars = np.array([[row.speedup - row.speedup_low], [row.speedup_high - row.speedup]], dtype=float)
+    return None if np.isnan(bars).any() else bars
 
 
 def set_limits(panel: Axes, good: pd.DataFrame, metric: str) -> None:
@@ -137,8 +136,12 @@ def set_limits(panel: Axes, good: pd.DataFrame, metric: str) -> None:
         panel.set(xticks=[], yticks=[])
         return
     top = 100.0 if metric in benchmark.PERCENT_METRICS else 1.0
-    for axis, least, most in (("x", 0.2 * good["tokens_per_second"].max(), np.inf), ("y", 0.1 * top, top)):
-        low, high = getattr(panel, f"get_{axis}lim")()
+    fastest = good["speedup"].max()
+    # A bar over two prompts may reach far beyond all points: it leaves the panel before it presses them together.
+    left, right = panel.get_xlim()
+    across = max(left, 0.0), min(right, 2 * fastest)
+    wanted = (("x", across, 0.2 * fastest, np.inf), ("y", panel.get_ylim(), 0.1 * top, top))
+    for axis, (low, high), least, most in wanted:
         span = max(high - low, least)
         middle = (low + high) / 2
         # Neither a speed nor a quality is negative: an axis that starts far below zero would look as if one could be.
@@ -150,7 +153,7 @@ def tell_missing(panel: Axes, cells: pd.DataFrame) -> None:
     """Name, below the panel, the methods that have no point in it."""
     if len(cells):
         listed = ", ".join(f"{row.method} ({row.status})" for row in cells.itertuples())
-        panel.set_xlabel("tokens/s\n" + textwrap.fill(f"no point: {listed}", 80))
+        panel.set_xlabel(f"{ACROSS}\n" + textwrap.fill(f"no point: {listed}", 80))
 
 
 def draw_legend(figure: Figure) -> None:

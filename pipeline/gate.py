@@ -5,7 +5,8 @@ Each kind of figure by what it can bear:
 - **What was asked** (weights, documents, prompts, options) must be the same: else nothing can be compared. Parts and
   twins that are trained on the spot may differ in their weights; under another Python, documents of its own library.
 - **Counters and texts** exactly, where the platform is the same (hardware, engine, threads) and so are the weights;
-  elsewhere rounding may differ, and only ``tokens_per_step`` is held to, within a tenth.
+  elsewhere only ``tokens_per_step`` is held to, within a tenth: cell by cell where the texts are the same, and where
+  rounding made others of them, over all cells of a method and only if it is sure; else it is a note.
 - **Quality** by its standard error: worse if the difference is more than 1.96 standard errors of a difference.
 - **Speed** by its paired intervals. A cell's interval knows of the prompts and not of what the machine did that day, so
   a method is judged over all its cells together (``pooled_change``): it is slower if even the upper end of the 99 %
@@ -26,22 +27,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from pipeline.errors import UserError, command
-from pipeline.pooling import Change, interval_errors, pooled_change
+from pipeline.gate_findings import Finding, Verdict, asked_of, difference, differs, is_same_platform
+from pipeline.gate_methods import TOLERATED_STEP, of_methods
 from pipeline.schemas import benchmark
 
-Verdict = Literal["regression", "improvement", "note"]
 CELL = ["task", "model", "dtype", "method", "seed"]
-ASKED = ["data_sha256", "requests_sha256", "num_prompts", "options", "sampling", "metric"]
 INTERPRETER = "python "  # data_source of what comes with it
-PLATFORM = ["hardware", "device", "engine", "num_threads"]
 # Whether more of it is better (1) or worse (-1); a text that changed (0) is no better for it.
 COUNTERS = {
     "output_sha256": 0,
@@ -51,24 +48,7 @@ COUNTERS = {
     "draft_forwards": -1,
     "candidate_tokens": -1,
 }
-ROUNDED = 1e-5  # the table has six significant digits
 SURE_OF_QUALITY = 1.96
-TOLERATED_STEP = 0.10  # of tokens a step, on another platform or with parts that were trained anew
-TOLERATED_SPEED = 0.05  # of a method's speed-up over all its cells
-TOLERATED_MBU = 0.15  # of the baseline's, which is no ratio of two runs in turn
-TOLERATED_SHARE = 0.05  # of decode time outside the target, mean over a method's cells
-MBU_NOISE = 0.05  # standard error of the logarithm of one cell's
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One difference: where, in which column, before and now, and what it means."""
-
-    where: str
-    what: str
-    before: str
-    now: str
-    verdict: Verdict
 
 
 def compare(now: pd.DataFrame, reference: pd.DataFrame) -> list[Finding]:
@@ -118,21 +98,6 @@ def of_cell(pair: pd.Series) -> Iterator[Finding]:
     yield from of_quality(where, pair)
 
 
-def asked_of(pair: pd.Series) -> list[str]:
-    """Return what must not have changed: also the weights, unless they are trained on the spot."""
-    return ASKED + ["weights_sha256"] * (not str(pair["model_source"]).startswith("trained:"))
-
-
-def differs(pair: pd.Series, name: str) -> bool:
-    """Whether a column changed; what an older reference does not have is not held against it."""
-    before, now = pair[f"{name}_before"], pair[name]
-    if pd.isna(before) or before == "":
-        return False
-    if isinstance(now, float) and isinstance(before, float):
-        return not np.isclose(now, before, rtol=ROUNDED)
-    return bool(pd.isna(now) or now != before)
-
-
 def of_losslessness(where: str, pair: pd.Series) -> Iterator[Finding]:
     """Yield a lossless method of ours that did not give the baseline's ids on every prompt.
 
@@ -145,13 +110,15 @@ def of_losslessness(where: str, pair: pd.Series) -> Iterator[Finding]:
 
 
 def of_counters(where: str, pair: pd.Series) -> Iterator[Finding]:
-    """Yield the counters that changed, exactly where the platform allows it."""
-    if not any(differs(pair, name) for name in (*PLATFORM, "weights_sha256", "parts")):
+    """Yield the counters that changed, exactly where the platform allows it; those of other texts are the method's."""
+    if is_same_platform(pair):
         for name, better in COUNTERS.items():
             if differs(pair, name):
                 rose = better and pair[name] > pair[f"{name}_before"]
                 good = better != 0 and rose == (better > 0)
                 yield difference(where, name, pair, "improvement" if good else "regression")
+        return
+    if differs(pair, "output_sha256"):
         return
     now, before = pair["tokens_per_step"], pair["tokens_per_step_before"]
     if pd.notna(now) and pd.notna(before) and abs(now / before - 1) > TOLERATED_STEP:
@@ -159,79 +126,15 @@ def of_counters(where: str, pair: pd.Series) -> Iterator[Finding]:
 
 
 def of_quality(where: str, pair: pd.Series) -> Iterator[Finding]:
-    """Yield a change of quality that is more than chance."""
+    """Yield a change of quality that is more than chance; without a standard error (one prompt) it is a note."""
     errors = np.array([pair["quality_stderr"], pair["quality_stderr_before"]], dtype=float)
     change = pair["quality"] - pair["quality_before"]
-    if abs(change) > SURE_OF_QUALITY * np.hypot(*np.nan_to_num(errors)) and differs(pair, "quality"):
+    if not differs(pair, "quality"):
+        return
+    if np.isnan(errors).any():
+        yield difference(where, "quality, of unknown error", pair, "note", "quality")
+    elif abs(change) > SURE_OF_QUALITY * np.hypot(*errors):
         yield difference(where, "quality", pair, "improvement" if change > 0 else "regression")
-
-
-def difference(where: str, name: str, pair: pd.Series, verdict: Verdict) -> Finding:
-    """Return the finding that a column has another value."""
-    return Finding(where, name, shown(pair[f"{name}_before"]), shown(pair[name]), verdict)
-
-
-def shown(value: Any) -> str:
-    """Return a value short enough for a table."""
-    if pd.isna(value):
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)[:40]
-
-
-def of_methods(pairs: pd.DataFrame) -> Iterator[Finding]:
-    """Yield the methods whose speed, or drafting, changed over all their cells together by more than is tolerated."""
-    well = pairs[(pairs["status"] == "ok") & (pairs["status_before"] == "ok")]
-    same = [not any(differs(pair, name) for name in asked_of(pair)) for _, pair in well.iterrows()]
-    asked_same = well[np.array(same, dtype=bool)]
-    for (model, dtype, method), cells in asked_same.groupby(["model", "dtype", "method"], sort=True):
-        where = f"all tasks · {model} · {dtype} · {method}"
-        if method == "autoregressive":
-            yield from of_speed(where, "mbu", mbu_change(cells), TOLERATED_MBU)
-        else:
-            yield from of_speed(where, "speedup", speed_change(cells), TOLERATED_SPEED)
-        yield from of_drafting(where, cells)
-
-
-def of_speed(where: str, what: str, change: Change | None, tolerated: float) -> Iterator[Finding]:
-    """Yield a change that is surely more than is tolerated."""
-    if change is None:
-        return
-    told = f"{change.mean:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
-    if change.high < -tolerated:
-        yield Finding(where, what, "0 %", told, "regression")
-    elif change.low > tolerated:
-        yield Finding(where, what, "0 %", told, "improvement")
-
-
-def of_drafting(where: str, cells: pd.DataFrame) -> Iterator[Finding]:
-    """Yield a change of the share of decode time that is not the target's: drafting, and what lies between."""
-    shares = pd.DataFrame({when: 1 - cells[f"verify_s{when}"] / cells[f"decode_s{when}"] for when in ("", "_before")})
-    shares = shares[(cells["device"] == cells["device_before"])].dropna()
-    if shares.empty:
-        return
-    same = not any(differs(pair, name) for _, pair in cells.iterrows() for name in PLATFORM)
-    now, before = shares[""].mean(), shares["_before"].mean()
-    if abs(now - before) > TOLERATED_SHARE * (1 if same else 2):
-        verdict: Verdict = "regression" if now > before else "improvement"
-        yield Finding(where, "decode time outside the target", f"{before:.1%}", f"{now:.1%}", verdict)
-
-
-def speed_change(cells: pd.DataFrame) -> Change | None:
-    """Return the change of a method's speed-up over its cells, by their paired intervals."""
-    known = cells.dropna(subset=[f"speedup_{end}{when}" for end in ("low", "high") for when in ("", "_before")])
-    if known.empty:
-        return None
-    errors = [interval_errors(known[f"speedup_low{when}"], known[f"speedup_high{when}"]) for when in ("", "_before")]
-    return pooled_change(np.log(known["speedup"] / known["speedup_before"]), np.hypot(*errors))
-
-
-def mbu_change(cells: pd.DataFrame) -> Change | None:
-    """Return the change of the baseline's share of the memory's measured speed, on the same hardware."""
-    known = cells[(cells["hardware"] == cells["hardware_before"]) & (cells["engine"] == cells["engine_before"])]
-    known = known.dropna(subset=["mbu", "mbu_before"])
-    if known.empty:
-        return None
-    return pooled_change(np.log(known["mbu"] / known["mbu_before"]), np.full(len(known), MBU_NOISE))
 
 
 def report(found: list[Finding], now: pd.DataFrame, reference: pd.DataFrame) -> str:

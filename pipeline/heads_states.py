@@ -34,10 +34,13 @@ def read_text(file: Path) -> dict[str, list[Pair]]:
     """
     pairs: dict[str, list[Pair]] = {"train": [], "validation": []}
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a text may hold other line separators, which JSON leaves as they are.
+        lines = file.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise UserError(f"--text: {file} cannot be read: {error.strerror}") from error
     for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
         try:
             entry = json.loads(line)
             if "error" in entry:

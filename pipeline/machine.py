@@ -38,6 +38,7 @@ PACKAGES = (
     "seaborn",
     "matplotlib",
 )
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 # The instruction sets that decide how fast a matrix product is.
 FLAGS = ("avx2", "avx512", "amx", "f16c", "asimd", "sve", "bf16", "i8mm")
 # Of those of x86 the one that says most, first.
@@ -69,6 +70,20 @@ def processor_name() -> str:
     """Return the processor's name with its widest instruction set: virtual machines call unlike processors alike."""
     model, flags = _cpu()
     return ", ".join([model, *(name for flag, name in WIDEST.items() if flag in flags)][:2])
+
+
+def processor_cache_bytes(caches: Path = CACHES) -> int | None:
+    """Return the size of the last-level cache that the first core reaches; None where the system does not tell."""
+    sizes: dict[int, int] = {}
+    try:
+        for index in caches.glob("index*"):
+            size = (index / "size").read_text(encoding="ascii").strip()
+            number, unit = size.rstrip("KMG"), size.lstrip("0123456789")
+            level = int((index / "level").read_text(encoding="ascii"))
+            sizes[level] = int(number) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[unit]
+    except (OSError, ValueError, KeyError):
+        return None
+    return sizes[max(sizes)] if sizes else None
 
 
 def package_versions() -> dict[str, str]:

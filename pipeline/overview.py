@@ -18,6 +18,7 @@ import pandas as pd
 
 from pipeline.errors import command
 from pipeline.figures import looks_of, save, without_windows, words_alone
+from pipeline.registry import is_generator
 from pipeline.schemas import benchmark
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ def time_per_step(panel: Axes, cells: pd.DataFrame) -> None:
 
     A method that does not tell its parts has one bar, "rest".
     """
-    rows = cells.dropna(subset=["decode_s"]).assign(steps=cells["target_forwards"] - cells["num_prompts"])
+    # An older table does not tell; all but parallel generators have one pass a prompt before the first token.
+    one_each = (cells["target_forwards"] - cells["num_prompts"]).where(~cells["method"].map(is_generator).astype(bool))
+    rows = cells.dropna(subset=["decode_s"]).assign(steps=cells["decode_steps"].fillna(one_each))
     sums = rows.groupby("method")[["decode_s", "draft_s", "verify_s", "steps"]].sum(min_count=1).astype(float)
     sums = (
         sums[sums["steps"] > 0]
@@ -148,6 +151,11 @@ def memory(panel: Axes, cells: pd.DataFrame) -> None:
 
 def mbu(panel: Axes, cells: pd.DataFrame) -> None:
     """Draw each cell's share of the memory's measured speed; 1 is the limit."""
+    if cells["mbu"].isna().all():
+        words = "none: the weights fit into the processor's cache, or it was not told"
+        panel.text(0.5, 0.5, words, ha="center", va="center", transform=panel.transAxes)
+        panel.set(xticks=[], yticks=[])
+        return
     panel.axvline(1, color="dimgrey", linewidth=1)
     dots(panel, cells, "mbu")
 
@@ -159,7 +167,11 @@ FIGURES: dict[str, tuple[Draw, str, str]] = {
         "bars: 95 % interval over prompts",
     ),
     "time_per_step": (time_per_step, "ms a decode step", "peers and parallel generators do not tell their parts"),
-    "mbu": (mbu, "model bandwidth utilisation", "bytes that had to be read, by what the memory gives in that time"),
+    "mbu": (
+        mbu,
+        "model bandwidth utilisation",
+        "bytes that had to be read, by what the memory gives in that time; none where the weights fit into the cache",
+    ),
     "memory": (memory, "peak memory, MB", "of the method's largest cell"),
 }
 

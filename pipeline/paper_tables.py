@@ -1,8 +1,8 @@
 r"""Rule: the tables of the source systems, each in its own form, published figures beside ours.
 
 What others published lies in ``published.yaml`` with its source; ours are read from ``results/benchmark.csv``. Each
-table becomes a CSV file, a Markdown page that says what differs, and a LaTeX table. A published figure that does not
-add up is marked with ``*``: those named in ``doubted``, and every speed-up that is not its tokens/s by its baseline's.
+table becomes a CSV file, a Markdown page that says what differs, and a LaTeX table. A published figure that is
+doubted is marked with ``*``: those named in ``doubted``, and every speed-up that is not its tokens/s by its baseline's.
 Example::
 
     python -m pipeline.paper_tables --benchmark results/benchmark.csv --output results/tables
@@ -22,7 +22,7 @@ import yaml
 
 from pipeline.errors import command
 from pipeline.files import atomic_write
-from pipeline.registry import METHODS, TASKS
+from pipeline.registry import METHODS, TASKS, is_generator
 from pipeline.schemas import benchmark
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -32,6 +32,7 @@ MARK = "*"
 LATENCY_TOKENS = 10
 # A ratio of figures with two decimals can be off by this much, and be right.
 ROUNDING = 0.012
+BY = ["model", "dtype", "method"]
 PUBLISHED_TASKS = {"gsm8k": "GSM8K", "cnn_dailymail": "CNN/DM", "wmt16": "WMT16"}
 STANDS_IN = {"wmt14": "WMT16"}  # where a run has not the task itself
 OUROBOROS = {
@@ -88,13 +89,25 @@ def well(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_method(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each model and method: mean speed and scores over its tasks, peak memory."""
+    """Return a row for each model and method: mean speed and scores over its tasks, peak memory.
+
+    A mean is empty where a method has not every task that its model was run on: over other tasks it is another figure.
+    """
     means = {name: (name, "mean") for name in ("tokens_per_second", "bleu", "rougeL", "speedup", "tokens_per_step")}
     grouped = cells.assign(latency=cells["ttft_s"] + (LATENCY_TOKENS - 1) * cells["tpot_s"])
-    rows = grouped.groupby(["model", "dtype", "method"], sort=False).agg(
+    rows = grouped.groupby(BY, sort=False).agg(
         **means, latency=("latency", "mean"), peak=("peak_memory_bytes", "max")
     )
+    whole = pd.Series({name: has_all(own, cells) for name, own in grouped.groupby(BY, sort=False)}, dtype=bool)
+    rows.loc[~whole.reindex(rows.index), [*means, "latency"]] = np.nan
     return rows.reset_index()
+
+
+def has_all(own: pd.DataFrame, cells: pd.DataFrame) -> bool:
+    """Whether the cells of a method are on all tasks that its model, in its dtype, was run on."""
+    first = own.iloc[0]
+    same = cells[(cells["model"] == first["model"]) & (cells["dtype"] == first["dtype"])]
+    return set(own["task"]) == set(same["task"])
 
 
 def system_of(rows: pd.DataFrame) -> pd.Series:
@@ -103,25 +116,26 @@ def system_of(rows: pd.DataFrame) -> pd.Series:
 
 
 def shufflelm(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return ours for ShuffleLM's table: the generators, the mixer, and what both are held against."""
+    """Return ours for ShuffleLM's table: generators, the mixer, and what both are held against; by paired speed-up."""
     rows = by_method(cells)
     twins = twin_models(cells)
     wanted = rows["method"].str.startswith(("shufflelm", "fasterdecodemixer")) | (rows["method"] == "autoregressive")
-    rows = rows[wanted].sort_values("model", key=lambda names: ~names.isin(twins), kind="stable")
+    rows = rows[wanted].sort_values("speedup", ascending=False)
+    rows = rows.sort_values("model", key=lambda names: ~names.isin(twins), kind="stable")
     rows = rows.assign(system=system_of(rows), memory_gb=rows["peak"] / 1e9)
-    return rows[["system", "tokens_per_second", "bleu", "rougeL", "memory_gb"]]
+    return rows[["system", "tokens_per_second", "bleu", "rougeL", "memory_gb", "speedup"]]
 
 
 def parallel_llm(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return ours for Parallel-LLM's table: transformers, the baseline, and the methods, twins left out."""
+    """Return ours for Parallel-LLM's table: transformers, the baseline, the methods, no twins; by paired speed-up."""
     rows = by_method(cells[~cells["model"].isin(twin_models(cells))])
     rows = rows.assign(system=system_of(rows), latency_ms=rows["latency"] * 1000)
-    return rows.sort_values("tokens_per_second")[["system", "tokens_per_second", "latency_ms"]]
+    return rows.sort_values("speedup")[["system", "tokens_per_second", "latency_ms", "speedup"]]
 
 
 def twin_models(cells: pd.DataFrame) -> set[str]:
     """Return the models that parallel generators are held against."""
-    return set(cells.loc[cells["batch_size"].notna(), "model"])
+    return set(cells.loc[cells["method"].map(is_generator).astype(bool), "model"])
 
 
 def nothing(cells: pd.DataFrame) -> pd.DataFrame:
@@ -153,12 +167,10 @@ def spec_bench(cells: pd.DataFrame) -> pd.DataFrame:
     ours = cells["method"].map(lambda method: METHODS[method].kind == "drafter").astype(bool)
     rows = cells[ours & ~cells["model"].isin(twin_models(cells))]
     categories = {"translation": "translation", "summarization": "summarization", "math": "mathematical_reasoning"}
-    speed = rows.pivot_table(index=["model", "dtype", "method"], columns="group", values="speedup", aggfunc="mean")
+    speed = rows.pivot_table(index=BY, columns="group", values="speedup", aggfunc="mean")
     table = speed.rename(columns=categories).reindex(columns=[*categories.values(), "code"])
-    per_method = rows.groupby(["model", "dtype", "method"])
-    table = table.assign(
-        mean_accepted_tokens=per_method["tokens_per_step"].mean(), overall=per_method["speedup"].mean()
-    ).reset_index()
+    overall = by_method(rows).set_index(BY)  # empty where a method has not all tasks
+    table = table.assign(mean_accepted_tokens=overall["tokens_per_step"], overall=overall["speedup"]).reset_index()
     table = table.assign(system=system_of(table)).sort_values("overall", ascending=False)
     return table[["system", *categories.values(), "mean_accepted_tokens", "overall", "code"]]
 
@@ -200,7 +212,7 @@ def paper_table(name: str, published: Published, table: pd.DataFrame) -> pd.Data
 
 
 def doubts(name: str, published: Published) -> list[tuple[int, str, str]]:
-    """Return (row, column, why) of the published figures that do not add up, those found by arithmetic among them."""
+    """Return (row, column, why) of the published figures that are doubted, those found by arithmetic among them."""
     names = FORMS[name].names
     rows = published.frame(names)
     found = [
@@ -243,13 +255,13 @@ def shown(value: Any) -> str:
 
 
 def as_markdown(published: Published, texts: pd.DataFrame, marked: list[tuple[int, str, str]]) -> str:
-    """Return the page: title, source, table, what differs, what does not add up."""
+    """Return the page: title, source, table, what differs, what is doubted."""
     alignment = ["left" if name in ("system", "task", "algorithm", "from") else "right" for name in texts]
     body = texts.to_markdown(index=False, disable_numparse=True, colalign=alignment) if len(texts) else "No rows."
     lines = [f"# {published.title}", f"Published: {published.source}.", body, f"What differs: {published.differs}"]
     if marked:
         why = [f"- {texts.loc[index].iloc[0]}, {column}: {reason}" for index, column, reason in marked]
-        lines += [f"{MARK} does not add up:", "\n".join(why)]
+        lines += [f"{MARK} is doubted:", "\n".join(why)]
     return "\n\n".join(lines) + "\n"
 
 

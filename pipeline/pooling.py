@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-# The same cell, timed again, differs by more than its interval over prompts says: standard deviation of the logarithm
-# of its speed-up from run to run. Measured over ten runs of the smoke profile, on the four cells of our method there
-# (transformers' methods: 0.1).
-RUN_TO_RUN = 0.045
+from pipeline.statistics import RUN_TO_RUN
+
 SURE = 2.576  # 99 % of a normal distribution lie within this many standard errors
 
 
@@ -28,10 +27,13 @@ class Change(NamedTuple):
     high: float
 
 
-def interval_errors(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return the standard errors of the logarithms of ratios, from the ends of their 95 % intervals."""
-    errors: np.ndarray = np.log(np.asarray(high, dtype=float) / np.asarray(low, dtype=float)) / (2 * 1.96)
-    return errors
+def one_a_task(
+    tasks: Sequence[str] | pd.Series, log_ratios: np.ndarray | pd.Series, errors: np.ndarray | pd.Series
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean log ratio and error of each task: its seeds have the same prompts, and are no further data."""
+    table = pd.DataFrame({"task": list(tasks), "ratio": np.asarray(log_ratios), "error": np.asarray(errors)})
+    means = table.groupby("task", sort=True)[["ratio", "error"]].mean()
+    return means["ratio"].to_numpy(), means["error"].to_numpy()
 
 
 def pooled_change(
@@ -41,7 +43,7 @@ def pooled_change(
 
     Args:
         log_ratios: logarithm of new by old, one a cell.
-        errors: standard error of each, over its prompts.
+        errors: standard error of each, over its prompts alone; what runs differ by is added here.
         num_runs: how many the ratios are of; 1 for those of methods within one run.
 
     Raises:

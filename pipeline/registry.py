@@ -221,6 +221,11 @@ def find(name: str, known: Mapping[str, Entry], what: str) -> Entry:
     return known[name]
 
 
+def is_generator(method: str) -> bool:
+    """Whether a method, as a table names it, is a model that generates in parallel."""
+    return method in METHODS and METHODS[method].kind == "generator"
+
+
 def import_target(target: str) -> Any:
     """Import ``module`` and return ``name`` of a ``module:name`` string."""
     module, _, name = target.partition(":")

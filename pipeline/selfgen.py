@@ -76,8 +76,9 @@ def states_file(folder: Path, key: str) -> Path:
     return folder / f"{key}.safetensors"
 
 
-def save_states(folder: Path, key: str, states: Tensor) -> None:
+def save_states(folder: Path, key: str, states: Tensor | None) -> None:
     """Keep the hidden states of an answer, ``[n, d]``: heads learn from them without reading the text again."""
+    assert states is not None  # asked for
     from safetensors.torch import save_file
 
     folder.mkdir(exist_ok=True)
@@ -160,7 +161,7 @@ def answered(
                 for row in missing
             ]
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            found = answer(shared_model(model_dir), jobs, Draw(temperature), generator)
+            found = answer(shared_model(model_dir), jobs, Draw(temperature), generator, with_states=True)
             for row, text in zip(missing, found, strict=True):
                 save_states(states, _key(row), text.states)
             journal.append(

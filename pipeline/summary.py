@@ -1,10 +1,12 @@
 """From the records of a cell to its figures: what goes into ``cell.json`` and, with the score, into the table.
 
-Times are medians over prompts, counters are sums. Bytes and operations are what the method had to do, from shapes:
-a forward pass reads every weight once and the keys and values of the live prefix; each row of it multiplies by every
-weight. A draft model's forward passes, and the heads', read their own weights, which count among the bytes: else a
-method would seem far from the memory's limit only because it reads something beside the target. Their cache and their
-operations are left out, and padding rows, which are the engine's affair.
+Times are medians over prompts, counters are sums, and the speed-up is of sums (``pipeline.statistics``).
+
+Bytes and operations are what the method had to do, from shapes: a forward pass reads every weight once and the keys
+and values of the live prefix; each row of it multiplies by every weight. A draft model's forward passes, and the
+heads', read their own weights, which count among the bytes: else a method would seem far from the memory's limit only
+because it reads something beside the target. Their cache and their operations are left out, and padding rows, which
+are the engine's affair.
 
 Example::
 
@@ -23,7 +25,7 @@ from typing import Any
 from pipeline.clock import Limits
 from pipeline.divergence import first_difference
 from pipeline.record import Record
-from pipeline.statistics import paired_speedup
+from pipeline.statistics import Timed, paired_speedup
 
 SUMS = (
     "num_new_tokens",
@@ -40,6 +42,11 @@ def tokens_per_second(run: Record) -> float:
     return float(run["num_new_tokens"] / run["total_s"])
 
 
+def timed(run: Record) -> Timed:
+    """Return the tokens of one run, and its seconds."""
+    return run["num_new_tokens"], run["total_s"]
+
+
 def summarise(
     records: Sequence[Record],
     *,
@@ -48,6 +55,7 @@ def summarise(
     cache_bytes_per_token: int,
     limits: Limits,
     part_bytes: int = 0,
+    processor_cache_bytes: int | None = None,
     is_parallel: bool = False,
 ) -> dict[str, Any]:
     """Return the figures of one cell from its records, in the columns' names and units.
@@ -59,24 +67,28 @@ def summarise(
         cache_bytes_per_token: bytes of keys and values that one token leaves.
         limits: the machine's measured limits.
         part_bytes: bytes of weights that one forward pass of the draft model, or of the heads, reads.
+        processor_cache_bytes: size of the device's last cache, if known. Weights that fit into it are not read from
+            memory again, so that there is no share of its speed to tell.
         is_parallel: the method is a model that generates in parallel. All its passes settle tokens, so that its tokens
             per step are those of all passes; its operations, which depend on the width of its blocks, are not counted.
     """
     runs = [record["method"] for record in records]
     baselines = [record["baseline"] for record in records]
     speeds, baseline_speeds = [*map(tokens_per_second, runs)], [*map(tokens_per_second, baselines)]
-    speedup = paired_speedup(speeds, baseline_speeds)
+    speedup = paired_speedup([*map(timed, runs)], [*map(timed, baselines)])
     # A parallel generator's last passes may settle nothing that is text.
     decoded = [run for run in runs if sum(run["tokens_by_step"])]
     # What prefill emitted is no part of decode: one token, or more where a method drafts before it.
     tokens = [sum(run["tokens_by_step"]) for run in decoded]
     decode_s = sum(run["decode_s"] for run in decoded)
     traffic = sum(bytes_read(run, weight_bytes, cache_bytes_per_token, part_bytes) for run in decoded)
+    in_cache = processor_cache_bytes is not None and weight_bytes + part_bytes <= processor_cache_bytes
     work = None if is_parallel else sum(operations(run, weight_bytes // parameter_bytes) for run in decoded)
     steps = sum(run["target_forwards"] if is_parallel else len(run["tokens_by_step"]) for run in runs)
     return {
         "num_prompts": len(records),
         **{name: sum(run[name] for run in runs) for name in SUMS},
+        "decode_steps": sum(len(run["tokens_by_step"]) for run in runs),
         "tokens_per_second": statistics.median(speeds),
         "baseline_tokens_per_second": statistics.median(baseline_speeds),
         "decode_tokens_per_second": _median([n / run["decode_s"] for n, run in zip(tokens, decoded, strict=True)]),
@@ -88,7 +100,7 @@ def summarise(
         "tokens_per_step": _ratio(sum(run["num_new_tokens"] for run in runs) if is_parallel else sum(tokens), steps),
         "bytes_read": traffic,
         "flops": work,
-        "mbu": _ratio(traffic, decode_s * limits.bandwidth_bytes_per_s),
+        "mbu": None if in_cache else _ratio(traffic, decode_s * limits.bandwidth_bytes_per_s),
         "mfu": None if work is None else _ratio(work, decode_s * limits.flops_per_s),
         "bandwidth_bytes_per_s": limits.bandwidth_bytes_per_s,
         "flops_per_s": limits.flops_per_s,

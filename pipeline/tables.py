@@ -24,13 +24,13 @@ BATCH = "tokens/s in a batch"
 NOTES = """\
 - **tokens/s**: new tokens by seconds from prompt to last token, prefill included; median over prompts.
 - **speed-up**: against `autoregressive` on the same prompts, timed in turn in the same process; in brackets its
-  bootstrap 95 % interval. If the interval holds 1.00, no difference was shown.
+  95 % interval. If the interval holds 1.00, no difference was shown.
 - **tokens/step**: tokens emitted by one step (one draft-and-verify round), prefill excluded.
 - **tokens/s in a batch**: many prompts at once, for models that generate in parallel; in brackets the ratio to the
-  twin's.
+  twin's, with its 95 % interval; none where the twin's engine reads text by text.
 - **TTFT**: time to first token, median over prompts.
 - **MBU**: model bandwidth utilisation, the share of the measured memory bandwidth that reading the weights and the
-  cache used.
+  cache used; none where the weights fit into the processor's last-level cache.
 - **same as baseline**: share of prompts whose token ids equal those of `autoregressive`. A lossless method has 100 % in
   float32; in bfloat16 near-ties may fall otherwise.
 - **cut off**: outputs that hit the token limit.
@@ -128,7 +128,9 @@ def batch(row: pd.Series) -> str:
     """Return tokens/s with many prompts at once, and what that is over the twin's."""
     if pd.isna(row["batch_tokens_per_second"]):
         return NONE
-    return f"{row['batch_tokens_per_second']:,.0f} ({row['batch_speedup']:.2f}x, {row['batch_size']} prompts)"
+    ends = f" [{row['batch_speedup_low']:.2f}, {row['batch_speedup_high']:.2f}]"
+    ratio = f"{row['batch_speedup']:.2f}x{ends if pd.notna(row['batch_speedup_low']) else ''}"
+    return f"{row['batch_tokens_per_second']:,.0f} ({ratio}, {row['batch_size']} prompts)"
 
 
 def score(value: float, metric: str) -> str:

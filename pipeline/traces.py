@@ -41,7 +41,9 @@ def read_steps(cells: list[Path]) -> pd.DataFrame:
         model, method = cell.parts[-5], cell.parts[-2]
         path = cell / "records.jsonl"
         try:
-            for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            # Not splitlines(): a text may hold other line separators, which JSON leaves as they are.
+            lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+            for line in filter(None, lines):
                 counts[model, method].update(steps_of(method, json.loads(line)["method"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: {error!r}") from error

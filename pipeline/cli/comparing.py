@@ -23,7 +23,7 @@ from pipeline.clock import machine_lock, quiet, settle
 from pipeline.divergence import first_difference, top2_margin
 from pipeline.methods import Generates, unlearned
 from pipeline.runner import Runner, counted
-from pipeline.statistics import paired_speedup
+from pipeline.statistics import Timed, paired_speedup
 
 COLUMNS = ["method", "tokens", "steps", "tokens/step", "tokens/s", "first token (ms)"]
 
@@ -36,17 +36,18 @@ class Contender:
     generates: Generates
     runs: list[list[Generation]]
 
-    def speeds(self) -> list[float]:
-        """Return tokens/s: one value a prompt or, where there is one prompt, one a repeat."""
-        speeds = [[run.num_new_tokens / run.total_s for run in repeats] for repeats in self.runs]
-        return speeds[0] if len(speeds) == 1 else [statistics.median(each) for each in speeds]
+    def timed(self) -> list[Timed]:
+        """Return tokens and seconds: one pair a prompt or, where there is one prompt, one a repeat."""
+        if len(self.runs) == 1:
+            return [(run.num_new_tokens, run.total_s) for run in self.runs[0]]
+        return [(each[-1].num_new_tokens, statistics.median(run.total_s for run in each)) for each in self.runs]
 
     def row(self) -> list[str]:
         """Return the method's line of the table."""
         runs = [repeats[-1] for repeats in self.runs]
         tokens, (steps, per_step) = sum(run.num_new_tokens for run in runs), counted(self.chosen.method, runs)
         first_ms = 1000 * statistics.median(run.ttft_s for repeats in self.runs for run in repeats)
-        speed = f"{statistics.median(self.speeds()):.1f}"
+        speed = f"{statistics.median(tokens / seconds for tokens, seconds in self.timed()):.1f}"
         return [self.chosen.label, str(tokens), str(steps), f"{per_step:.2f}", speed, f"{first_ms:.0f}"]
 
 
@@ -105,7 +106,7 @@ def agreement(
 def speedup(contenders: Sequence[Contender], repeats: int) -> str:
     """Return how many times as fast the second method is, in one line."""
     first, second = contenders
-    found = paired_speedup(second.speeds(), first.speeds())
+    found = paired_speedup(second.timed(), first.timed())
     over = f"{repeats} repeats" if len(first.runs) == 1 else f"{len(first.runs)} prompts"
     interval = "" if found.low is None else f" [{found.low:.2f}, {found.high:.2f}]"
     return f"speed-up of {second.chosen.label} over {first.chosen.label}: {found.ratio:.2f}{interval}, {over}"

@@ -6,7 +6,7 @@ r"""Rule: how long a digit takes, for every window and guidance, in turn in one 
 One image at a time, as someone who waits for it would see it, and then ``--batch-size`` at once. A round draws the same
 class with every model and guidance, each once uncounted and then timed, and the order of them turns from round to
 round; a first round is not counted. The speed-up of a window is over window 1 with the same guidance: the ratio of
-median images/s, with the bootstrap 95 % interval over rounds (``pipeline.statistics``). All run the same loop on the
+images/s over all rounds, with a 95 % interval over rounds (``pipeline.statistics``). All run the same loop on the
 same module of transformers; the codes are drawn, not decoded to pixels, which is a look-up.
 """
 
@@ -27,7 +27,7 @@ from pipeline.images.data import NUM_CLASSES
 from pipeline.images.generate import load_generator
 from pipeline.images.records import BASELINE, MODEL_RECORD, NO_GUIDANCE, read_record
 from pipeline.machine import processor_name
-from pipeline.statistics import paired_speedup
+from pipeline.statistics import RUN_TO_RUN, once_each, paired_speedup
 
 if TYPE_CHECKING:
     from shuffle.tokenshuffle.generator import ImageGenerator
@@ -75,7 +75,7 @@ def rows_of(
     rows = []
     for (window, guidance), seconds in alone.items():
         base = alone[BASELINE, guidance]
-        faster = paired_speedup([1 / second for second in seconds], [1 / second for second in base])
+        faster = paired_speedup(once_each(seconds), once_each(base), 0.0 if window == BASELINE else RUN_TO_RUN)
         batch, batch_base = median(together[window, guidance]), median(together[BASELINE, guidance])
         rows.append(
             {

@@ -50,6 +50,8 @@ def _not_above(low: str, high: str) -> pa.Check:
 ROW_CHECKS = [
     _not_above("speedup_low", "speedup"),
     _not_above("speedup", "speedup_high"),
+    _not_above("batch_speedup_low", "batch_speedup"),
+    _not_above("batch_speedup", "batch_speedup_high"),
     _not_above("truncated", "num_prompts"),
     _not_above("accepted_draft_tokens", "candidate_tokens"),
     pa.Check(lambda rows: (rows["status"] == "ok") | (rows["reason"] != ""), error="not ok, and no reason is given"),

@@ -117,17 +117,35 @@ COLUMNS: dict[str, pa.Column] = {
         ge=0.0,
     ),
     "speedup": real(
-        "ratio", "median `tokens_per_second` by the median of the baseline, on the same prompts, timed in turn", gt=0.0
+        "ratio",
+        "tokens by seconds over all prompts together, by that of the baseline on the same prompts, timed in turn",
+        gt=0.0,
     ),
     "speedup_low": real(
-        "ratio", "lower end of the 95 % interval of `speedup` (bootstrap over pairs); empty for one prompt", gt=0.0
+        "ratio",
+        "lower end of the 95 % interval of `speedup`: Student's over prompts, and what runs differ by; empty for one "
+        "prompt",
+        gt=0.0,
     ),
     "speedup_high": real("ratio", "upper end of that interval", gt=0.0),
     # many prompts at once: only for models that generate in parallel
-    "batch_size": whole("prompts", "prompts generated at once for the three figures that follow", ge=1),
-    "batch_tokens_per_second": real("tokens/s", "new tokens of all prompts by the seconds for them together", ge=0.0),
-    "batch_baseline_tokens_per_second": real("tokens/s", "the same of the autoregressive twin, timed in turn", ge=0.0),
+    "batch_size": whole(
+        "prompts",
+        "prompts generated at once for the five figures that follow; all empty where the twin runs on another engine "
+        "than `native`, which alone reads many texts in one pass",
+        ge=1,
+    ),
+    "batch_tokens_per_second": real(
+        "tokens/s", "new tokens of all prompts by the seconds for them together, over seven trials", ge=0.0
+    ),
+    "batch_baseline_tokens_per_second": real(
+        "tokens/s", "the same of the autoregressive twin, timed in turn, each first in every other trial", ge=0.0
+    ),
     "batch_speedup": real("ratio", "the one by the other", gt=0.0),
+    "batch_speedup_low": real(
+        "ratio", "lower end of its 95 % interval: Student's over trials, and what runs differ by", gt=0.0
+    ),
+    "batch_speedup_high": real("ratio", "upper end of that interval", gt=0.0),
     # what it took: counts, which no noise touches
     "tokens_per_step": real(
         "tokens",
@@ -139,6 +157,12 @@ COLUMNS: dict[str, pa.Column] = {
     "candidate_tokens": whole("tokens", "drafted tokens that the target model verified", ge=0),
     "target_forwards": whole(
         "forwards", "forward passes of the target model, or of the model that generates in parallel", ge=0
+    ),
+    "decode_steps": whole(
+        "steps",
+        "decode steps, each one forward pass; those before the first token, of which a model that generates in "
+        "parallel may need several, are not among them",
+        ge=0,
     ),
     "draft_forwards": whole(
         "forwards", "forward passes of a draft model; heads, which run once a step, are not counted", ge=0
@@ -180,7 +204,8 @@ COLUMNS: dict[str, pa.Column] = {
     "mbu": real(
         "ratio",
         "model bandwidth utilisation: `bytes_read`, the draft's too, by (decode time x bandwidth): how near to the "
-        "memory's limit the method runs, not how well it drafts, which `tokens_per_step` and `speedup` say",
+        "memory's limit the method runs, not how well it drafts, which `tokens_per_step` and `speedup` say; empty "
+        "where the weights fit into the processor's last-level cache, so that memory is not read for them",
         ge=0.0,
     ),
     "mfu": real("ratio", "model FLOPs utilisation: `flops` by (decode time x measured speed)", ge=0.0),

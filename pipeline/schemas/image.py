@@ -33,6 +33,8 @@ from pipeline.schemas.common import (
 DIGITS, PHOTOGRAPH = "digits", "photograph"
 KEY = ["profile", "hardware", "subject", "method", "guidance", "side"]
 
+INTERVAL = "lower end of its 95 % interval: Student's over rounds, and what runs differ by"
+
 COLUMNS: dict[str, pa.Column] = {
     # which row this is
     "profile": text("configuration profile of the run", str_matches=NOT_EMPTY),
@@ -105,16 +107,16 @@ COLUMNS: dict[str, pa.Column] = {
     "validation_loss": real("nats/token", "loss on held-out digits at the end of training", ge=0.0),
     # how fast: generating
     "image_s": real("s", "time to generate one digit's codes, one at a time; median over rounds", gt=0.0),
-    "speedup": real("ratio", "median images/s by that of window 1 with the same guidance, timed in turn", gt=0.0),
-    "speedup_low": real("ratio", "lower end of its 95 % interval (bootstrap over rounds)", gt=0.0),
+    "speedup": real("ratio", "images/s over all rounds, by that of window 1 with the same guidance in turn", gt=0.0),
+    "speedup_low": real("ratio", INTERVAL, gt=0.0),
     "speedup_high": real("ratio", "upper end of that interval", gt=0.0),
     "images_at_once": whole("images", "images generated at once for the two figures that follow", ge=1),
     "batch_images_per_second": real("images/s", "images by the seconds for them together; median of trials", gt=0.0),
     "batch_speedup": real("ratio", "that by window 1's, timed in turn", gt=0.0),
     # what it costs: reading
     "prefill_s": real("s", "time to read the image into a cache; median over rounds", gt=0.0),
-    "prefill_ratio": real("ratio", "`prefill_s` by that of window 1 in the same rounds; lower is better", gt=0.0),
-    "prefill_ratio_low": real("ratio", "lower end of its 95 % interval (bootstrap over rounds)", gt=0.0),
+    "prefill_ratio": real("ratio", "seconds of all rounds by those of window 1 in turn; lower is better", gt=0.0),
+    "prefill_ratio_low": real("ratio", INTERVAL, gt=0.0),
     "prefill_ratio_high": real("ratio", "upper end of that interval", gt=0.0),
     "peak_memory_bytes": whole(
         "bytes", "peak resident set above the process's floor: weights, cache and the rest", ge=0

@@ -153,7 +153,7 @@ def test_the_report_is_one_page_with_every_figure_and_its_caption(finished: Path
     page = (finished / "report.html").read_text(encoding="utf-8")
     for word in ("1 Summary", "2 Tables", "3 Figures", "speedup_by_task.png", "memory.png", "ouroboros.html"):
         assert word in page
-    assert "bootstrap" in page  # of a caption
+    assert "timed in turn in one process" in page  # of a caption
     assert not re.search(r"""<(?:script|link|img)[^>]+(?:src|href)=["']https?:""", page)
 
 

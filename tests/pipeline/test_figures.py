@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from pipeline.figures import looks_of, speed_quality
+from pipeline.figures import ACROSS, front_of, looks_of, speed_quality
 from pipeline.labels import overlap
 from pipeline.schemas import benchmark
 from tests.pipeline.benchmark_rows import METRIC, failed, row, table
@@ -73,11 +73,26 @@ def test_no_name_covers_another_and_none_leaves_its_panel() -> None:
 
 
 def test_the_bars_are_the_speedups_interval_and_the_standard_error() -> None:
-    figure = speed_quality(table(row(speedup=1.5, speedup_low=1.2, speedup_high=1.6, tokens_per_second=40.0)))
+    figure = speed_quality(table(row(speedup=1.5, speedup_low=1.2, speedup_high=1.6, tokens_per_second=90.0)))
     (container,) = [one for one in figure.axes[0].containers if isinstance(one, ErrorbarContainer)]
     across, up = (bar.get_segments()[0] for bar in container.lines[2])
-    assert across[:, 0] == pytest.approx([1.2 * 26, 1.6 * 26])
+    assert across[:, 0] == pytest.approx([1.2, 1.6])
     assert up[:, 1] == pytest.approx([0.20, 0.30])
+
+
+def test_the_front_is_of_paired_figures_and_not_of_tokens_per_second() -> None:
+    """A cell that ran in the machine's good hour has more tokens/s, and so has its baseline."""
+    drifted = row("lookahead", speedup=1.1, tokens_per_second=90.0, baseline_tokens_per_second=82.0)
+    worse = {"lossless": False, "quality": 0.1}
+    good = table(row(), drifted, row("medusa", speedup=1.5), row("medusa_typical", speedup=2.0, **worse))
+    assert front_of(good)["method"].tolist() == ["medusa_typical", "medusa"]
+    lines = speed_quality(good).axes[0].containers
+    assert [one.lines[0].get_xdata()[0] for one in lines] == pytest.approx([1.0, 1.1, 1.5, 2.0])
+
+
+def test_a_bar_that_reaches_far_does_not_press_the_points_together() -> None:
+    figure = speed_quality(table(row(), row("medusa", speedup=1.5, speedup_low=0.02, speedup_high=120.0)))
+    assert figure.axes[0].get_xlim()[1] < 4
 
 
 def test_lossless_marks_are_filled_and_lossy_ones_hollow() -> None:
@@ -115,8 +130,8 @@ def test_odd_tables_make_a_figure(cells: list[dict]) -> None:
 def test_cells_without_a_point_are_named_below_their_panel() -> None:
     figure = speed_quality(table(row(), failed("lookahead"), failed("medusa", task="docstrings")))
     below = {panel.get_title().split(" · ")[0]: panel.get_xlabel() for panel in figure.axes}
-    assert below["humaneval"] == "tokens/s\nno point: lookahead (failed)"
-    assert below["docstrings"] == "tokens/s\nno point: medusa (failed)"
+    assert below["humaneval"] == f"{ACROSS}\nno point: lookahead (failed)"
+    assert below["docstrings"] == f"{ACROSS}\nno point: medusa (failed)"
 
 
 def test_the_same_table_gives_the_same_image_without_torch(tmp_path: Path) -> None:

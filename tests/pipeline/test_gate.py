@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.gate import Finding, compare
+from pipeline.gate import compare
+from pipeline.gate_findings import Finding
 from pipeline.schemas import benchmark
 from tests.pipeline.benchmark_rows import METRIC, failed, row, table
 
@@ -139,6 +140,11 @@ def test_a_worse_checkpoint_is_caught_by_its_quality(quality: float, verdict: st
     assert verdicts(found) == ({(verdict, "quality")} if verdict else set())
 
 
+def test_a_change_of_quality_without_an_error_is_noted_and_held_against_nobody() -> None:
+    before, now = (table(row(quality_stderr=None, quality=value, num_prompts=1, truncated=0)) for value in (1.0, 0.0))
+    assert verdicts(compare(now, before)) == {("note", "quality, of unknown error")}
+
+
 def test_a_worse_trained_part_is_caught_by_its_tokens_a_step() -> None:
     def with_heads(tokens_per_step: float, weights: str) -> pd.DataFrame:
         parts = f'{{"heads": "{weights * 64}"}}'
@@ -154,6 +160,19 @@ def test_counters_are_exact_on_the_same_platform_alone() -> None:
     here = compare(run_of(**changed), run_of(tokens_per_step=1.54))
     assert verdicts(here) == {("regression", "target_forwards"), ("regression", "tokens_per_step")}
     assert compare(run_of(**changed, hardware="Another CPU"), run_of(tokens_per_step=1.54)) == []
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.0, None), (0.93, None), (0.8, "note"), (0.5, "regression"), (2.0, "improvement")]
+)
+def test_elsewhere_other_texts_are_held_over_all_cells_of_a_method(factor: float, verdict: str | None) -> None:
+    elsewhere = {"hardware": "Another CPU", "output_sha256": "d" * 64}
+    found = compare(run_of(tokens_per_step=1.54 * factor, **elsewhere), run_of(tokens_per_step=1.54))
+    assert [finding.verdict for finding in found] == ([verdict] if verdict else [])
+    assert all(finding.where.startswith("all tasks") for finding in found)
+    same = compare(run_of(tokens_per_step=1.54 * factor, hardware="Another CPU"), run_of(tokens_per_step=1.54))
+    assert all("prompt_lookup" in finding.where and "all tasks" not in finding.where for finding in same)
+    assert len(same) == (4 if abs(factor - 1) > 0.1 else 0)
 
 
 def test_the_last_digit_of_a_table_is_no_change() -> None:

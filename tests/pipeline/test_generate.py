@@ -18,6 +18,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.machine import processor_cache_bytes
 from tests.decoding.tiny import SHAPE, save_model
 
 # What no noise touches: the same however often the cell was interrupted.
@@ -89,7 +90,8 @@ def test_a_cell_has_a_record_a_prompt_and_figures_that_follow_from_them(
     assert summary["truncated"] == sum(record["method"]["truncated"] for record in records)
     assert summary["peak_memory_bytes"] > summary["weight_bytes"] + (summary["cache_bytes"] or 0)
     assert (summary["cache_bytes"] is None) == method.startswith("hf_")
-    assert summary["mbu"] > 0
+    # Weights this small are in the processor's cache, if it says how large that is.
+    assert summary["mbu"] is None if processor_cache_bytes() else summary["mbu"] > 0
     assert all("w2" not in record["text"] for record in records)
     assert not (tmp_path / "cell/journal.jsonl").exists()
     if "lookup" in method:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from decoding import TargetModel
-from pipeline.batch_speed import measure_batch
+from pipeline.batch_speed import TRIALS, in_turn, measure_batch
 from pipeline.registry import METHODS, import_target
 from shuffle.backbone import BackboneConfig
 from shuffle.diffusion.config import DiffusionConfig
@@ -115,3 +115,19 @@ def test_a_batch_has_the_tokens_of_its_prompts(twin: Path, weights: dict[str, Pa
     figures = measure_batch(generator, target, requests(40), torch.device("cpu"))
     assert figures["batch_size"] == 32
     assert figures["batch_tokens_per_second"] > 0
+    assert figures["batch_speedup_low"] < figures["batch_speedup"] < figures["batch_speedup_high"]
+
+
+def test_a_twin_that_reads_text_by_text_is_no_batch(twin: Path, weights: dict[str, Path]) -> None:
+    generator = import_target(METHODS["shufflelm"].target).from_pretrained(weights["shufflelm"])
+    target = TargetModel.from_pretrained(twin, engine="eager")
+    assert measure_batch(generator, target, requests(4), torch.device("cpu")) == {}
+
+
+def test_neither_of_a_batch_always_goes_first() -> None:
+    order: list[str] = []
+    runs = [lambda name=name: order.append(name) or 5 for name in ("ours", "twins")]  # type: ignore[func-returns-value]
+    ours, twins = in_turn(*runs, torch.device("cpu"))
+    assert order == ["ours", "twins"] + ["ours", "twins", "twins", "ours"] * 3 + ["ours", "twins"]
+    assert len(ours) == len(twins) == TRIALS
+    assert all(tokens == 5 and seconds > 0 for tokens, seconds in ours + twins)

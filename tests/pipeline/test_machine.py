@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
 
 from pipeline import machine
+
+REFERENCES = sorted((Path(__file__).resolve().parents[2] / "results/reference").glob("*.csv"))
 
 
 @pytest.mark.parametrize(
@@ -32,3 +37,27 @@ def test_no_more_cores_are_used_than_snakemake_gives(monkeypatch: pytest.MonkeyP
         assert machine.available_cores() == cores
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert machine.available_cores() == 64
+
+
+def test_the_last_of_a_processors_caches_is_taken(tmp_path: Path) -> None:
+    assert machine.processor_cache_bytes(tmp_path) is None
+    for index, (level, size) in enumerate([("1", "32K"), ("1", "32K"), ("3", "32768K"), ("2", "1M")]):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        (folder / "level").write_text(f"{level}\n")
+        (folder / "size").write_text(f"{size}\n")
+    assert machine.processor_cache_bytes(tmp_path) == 32 * 2**20
+    (tmp_path / "index2" / "size").write_text("much\n")
+    assert machine.processor_cache_bytes(tmp_path) is None
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=lambda path: path.stem)
+def test_a_reference_calls_its_machine_what_a_run_there_would(monkeypatch: pytest.MonkeyPatch, reference: Path) -> None:
+    """Else the gate takes the references' own machine for another, and holds no counter and no text exactly."""
+    monkeypatch.setattr(machine, "_cpu", lambda: ("AMD EPYC", {"avx2", "avx512f", "avx512_bf16"}))
+    with reference.open(encoding="utf-8", newline="") as file:
+        assert {row["hardware"] for row in csv.DictReader(file)} == {machine.processor_name()}
+
+
+def test_there_are_references() -> None:
+    assert len(REFERENCES) == 4

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.pooling import RUN_TO_RUN, SURE, pooled_change
+from pipeline.pooling import SURE, pooled_change
+from pipeline.statistics import RUN_TO_RUN
 
 
 def test_cells_that_agree_make_it_surer() -> None:

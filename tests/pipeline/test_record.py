@@ -84,6 +84,7 @@ def test_figures_equal_those_computed_by_hand() -> None:
     assert figures["decode_tokens_per_second"] == pytest.approx(6 / 0.4)
     assert figures["tpot_s"] == pytest.approx(0.4 / 6)
     assert figures["tokens_per_step"] == pytest.approx(2.0)
+    assert figures["decode_steps"] == 6
     assert figures["lossless_match"] == 0.5
     # Three steps, at 21, 24 and 26 tokens of context.
     assert bytes_read(run, 1000, 10) == 3000 + 10 * (21 + 24 + 26)
@@ -91,6 +92,15 @@ def test_figures_equal_those_computed_by_hand() -> None:
     # Three roots and four candidates each, two operations a parameter and row.
     assert operations(run, 500) == 2 * 500 * 15
     assert first_divergences(records) == [{"prompt_id": 1, "token": 2}]
+
+
+@pytest.mark.parametrize(("cache", "told"), [(None, True), (999, True), (1000, False)])
+def test_weights_that_stay_in_the_cache_have_no_share_of_the_memorys_speed(cache: int | None, told: bool) -> None:
+    records = [{"prompt_id": 0, "method": run_record([generation(0.5)]), "baseline": run_record([generation(1.0)])}]
+    sizes = {"weight_bytes": 900, "part_bytes": 100, "parameter_bytes": 2, "cache_bytes_per_token": 10}
+    figures = summarise(records, **sizes, limits=Limits(20_000.0, 1e6), processor_cache_bytes=cache)
+    assert (figures["mbu"] is not None) is told
+    assert figures["bytes_read"] > 0
 
 
 def test_a_text_of_one_token_has_no_decode_figures() -> None:

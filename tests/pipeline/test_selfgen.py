@@ -14,7 +14,7 @@ import torch
 from decoding import TargetModel
 from decoding.stopping import Ending, StopStrings
 from pipeline import batching, selfgen
-from pipeline.batching import Draw, Job, answer, choose, common
+from pipeline.batching import Draw, Job, answer, choose, common, places_for
 from pipeline.errors import UserError
 from pipeline.selfgen import Journal, batches, split_of
 from tests.decoding.tiny import greedy_of, save_model
@@ -45,8 +45,9 @@ def test_a_batch_answers_as_one_at_a_time(tmp_path: Path, member: str) -> None:
 def test_rows_that_end_leave_the_others_alone(folder: Path) -> None:
     model = TargetModel.from_pretrained(folder, dtype=torch.float32)
     limits = [1, 9, 3, 12, 2]
-    found = answer(model, [Job(p, Ending(n, (2,))) for p, n in zip(PROMPTS, limits, strict=True)])
-    alone = [answer(model, [Job(p, Ending(n, (2,)))])[0] for p, n in zip(PROMPTS, limits, strict=True)]
+    jobs = [Job(p, Ending(n, (2,))) for p, n in zip(PROMPTS, limits, strict=True)]
+    found = answer(model, jobs, with_states=True)
+    alone = [answer(model, [job], with_states=True)[0] for job in jobs]
     assert [text.ids for text in found] == [text.ids for text in alone]
     assert [len(text.states) for text in found] == [len(text.ids) for text in alone]
 
@@ -64,9 +65,9 @@ def test_a_stop_string_ends_an_answer(folder: Path) -> None:
 
 def test_more_prompts_than_places_are_answered_in_turn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TargetModel.from_pretrained(folder, dtype=torch.float32)
-    whole = answer(model, jobs_of(PROMPTS))
+    whole = answer(model, jobs_of(PROMPTS), with_states=True)
     monkeypatch.setattr(batching, "MOST_ROWS", 2)
-    in_turn = answer(model, jobs_of(PROMPTS))
+    in_turn = answer(model, jobs_of(PROMPTS), with_states=True)
     assert [text.ids for text in in_turn] == [text.ids for text in whole]
     assert all(torch.equal(one.states, other.states) for one, other in zip(in_turn, whole, strict=True))
 
@@ -94,6 +95,22 @@ def test_a_model_that_one_card_cannot_hold_is_spread_over_all(
     all_cards = [torch.device("cuda", index) for index in range(cards)]
     assert asked[0]["devices"] == all_cards[:expected]
     assert asked[0]["device"] == (all_cards[0] if cards else "cpu")
+
+
+def test_places_of_an_earlier_call_are_used_again_and_nothing_that_they_hold(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TargetModel.from_pretrained(folder, dtype=torch.float32)
+    jobs = jobs_of(PROMPTS)
+    places = places_for(model, jobs)
+    read: list[int] = []
+    prefill = model.prefill
+    monkeypatch.setattr(model, "prefill", lambda cache, ids: read.append(len(ids)) or prefill(cache, ids))
+    monkeypatch.setattr(model, "new_cache", None)  # none is made any more
+    first, second = (answer(model, jobs, places=places) for _ in range(2))
+    assert first == second  # no states among them
+    assert [text.states for text in first] == [None] * len(jobs)
+    assert read[: len(read) // 2] == read[len(read) // 2 :] != []
 
 
 def test_common_beginnings() -> None:

@@ -32,7 +32,7 @@ def test_a_line_says_quality_speed_and_cost() -> None:
             "prompt_lookup",
             "0.250 ± 0.050",
             "34.1",
-            "1.31 [1.24, 1.39]",
+            "1.31 [1.18, 1.45]",
             "1.44",
             "73 ms",
             "700 MB",

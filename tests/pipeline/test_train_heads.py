@@ -207,6 +207,16 @@ def test_bad_text_is_told(tmp_path: Path, lines: str, message: str) -> None:
         read_text(tmp_path / "text.jsonl")
 
 
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
+    entries = [
+        {"prompt_ids": [3], "output_ids": [4, 5], "split": split, "text": "one\u2028line\u0085still"}
+        for split in ("train", "validation")
+    ]
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    (tmp_path / "text.jsonl").write_text(lines, encoding="utf-8")
+    assert read_text(tmp_path / "text.jsonl") == {"train": [([3], [4, 5])], "validation": [([3], [4, 5])]}
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Run the command in this process; return its exit status."""
     monkeypatch.setattr(sys, "argv", ["train_heads", *arguments])

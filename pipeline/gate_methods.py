@@ -1,0 +1,109 @@
+"""The gate over all cells of a method together: its speed, what drafting costs it, and its steps where texts differ.
+
+Example::
+
+    for found in of_methods(pairs):  # cells that are in both tables
+        print(found.where, found.what, found.now)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from pipeline.gate_findings import PLATFORM, Finding, Verdict, asked_of, differs, is_same_platform
+from pipeline.pooling import Change, one_a_task, pooled_change
+from pipeline.statistics import interval_errors
+
+TOLERATED_STEP = 0.10  # of tokens a step, on another platform or with parts that were trained anew
+TOLERATED_SPEED = 0.05  # of a method's speed-up over all its cells
+TOLERATED_MBU = 0.15  # of the baseline's, which is no ratio of two runs in turn
+TOLERATED_SHARE = 0.05  # of decode time outside the target, mean over a method's cells
+MBU_NOISE = 0.05  # standard error of the logarithm of one cell's
+# Standard deviation of the logarithm of a prompt's tokens a step, from text to text: 0.20 to 0.34 for prompt_lookup and
+# recycling over seven cells of the smoke and laptop profiles.
+STEP_SPREAD = 0.3
+
+
+def of_methods(pairs: pd.DataFrame) -> Iterator[Finding]:
+    """Yield the methods whose speed, or drafting, changed over all their cells together by more than is tolerated."""
+    well = pairs[(pairs["status"] == "ok") & (pairs["status_before"] == "ok")]
+    same = [not any(differs(pair, name) for name in asked_of(pair)) for _, pair in well.iterrows()]
+    asked_same = well[np.array(same, dtype=bool)]
+    for (model, dtype, method), cells in asked_same.groupby(["model", "dtype", "method"], sort=True):
+        where = f"all tasks · {model} · {dtype} · {method}"
+        if method == "autoregressive":
+            yield from of_speed(where, "mbu", mbu_change(cells), TOLERATED_MBU)
+        else:
+            yield from of_speed(where, "speedup", speed_change(cells), TOLERATED_SPEED)
+        yield from of_drafting(where, cells)
+        yield from of_steps(where, cells)
+
+
+def of_speed(where: str, what: str, change: Change | None, tolerated: float) -> Iterator[Finding]:
+    """Yield a change that is surely more than is tolerated."""
+    if change is None:
+        return
+    told = f"{change.mean:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
+    if change.high < -tolerated:
+        yield Finding(where, what, "0 %", told, "regression")
+    elif change.low > tolerated:
+        yield Finding(where, what, "0 %", told, "improvement")
+
+
+def of_drafting(where: str, cells: pd.DataFrame) -> Iterator[Finding]:
+    """Yield a change of the share of decode time that is not the target's: drafting, and what lies between."""
+    shares = pd.DataFrame({when: 1 - cells[f"verify_s{when}"] / cells[f"decode_s{when}"] for when in ("", "_before")})
+    shares = shares[(cells["device"] == cells["device_before"])].dropna()
+    if shares.empty:
+        return
+    same = not any(differs(pair, name) for _, pair in cells.iterrows() for name in PLATFORM)
+    now, before = shares[""].mean(), shares["_before"].mean()
+    if abs(now - before) > TOLERATED_SHARE * (1 if same else 2):
+        verdict: Verdict = "regression" if now > before else "improvement"
+        yield Finding(where, "decode time outside the target", f"{before:.1%}", f"{now:.1%}", verdict)
+
+
+def of_steps(where: str, cells: pd.DataFrame) -> Iterator[Finding]:
+    """Yield a change of the tokens a step where platforms, and with them texts, differ; a note if it may be chance."""
+    change = step_change(cells)
+    if change is None or abs(change.mean) <= TOLERATED_STEP:
+        return
+    found = list(of_speed(where, "tokens_per_step", change, TOLERATED_STEP))
+    told = f"{change.mean:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
+    yield from found or [Finding(where, "tokens_per_step, of other texts", "0 %", told, "note")]
+
+
+def step_change(cells: pd.DataFrame) -> Change | None:
+    """Return the change of a method's tokens a step over the cells whose texts may differ and do."""
+    other = [not is_same_platform(pair) and differs(pair, "output_sha256") for _, pair in cells.iterrows()]
+    known = cells[np.array(other, dtype=bool)].dropna(subset=["tokens_per_step", "tokens_per_step_before"])
+    known = known[(known["tokens_per_step"] > 0) & (known["tokens_per_step_before"] > 0)]
+    if known.empty:
+        return None
+    change = np.log(known["tokens_per_step"] / known["tokens_per_step_before"])
+    errors = STEP_SPREAD * np.sqrt(2 / known["num_prompts"].astype(float))
+    return pooled_change(*one_a_task(known["task"], change, errors), num_runs=0)
+
+
+def speed_change(cells: pd.DataFrame) -> Change | None:
+    """Return the change of a method's speed-up over its cells, by their paired intervals."""
+    known = cells.dropna(subset=[f"speedup_{end}{when}" for end in ("low", "high") for when in ("", "_before")])
+    if known.empty:
+        return None
+    columns = ("speedup", "speedup_low", "speedup_high", "num_prompts")
+    errors = [interval_errors(*(known[f"{name}{when}"] for name in columns)) for when in ("", "_before")]
+    change = np.log(known["speedup"] / known["speedup_before"])
+    return pooled_change(*one_a_task(known["task"], change, np.hypot(*errors)))
+
+
+def mbu_change(cells: pd.DataFrame) -> Change | None:
+    """Return the change of the baseline's share of the memory's measured speed, on the same hardware."""
+    known = cells[(cells["hardware"] == cells["hardware_before"]) & (cells["engine"] == cells["engine_before"])]
+    known = known.dropna(subset=["mbu", "mbu_before"])
+    if known.empty:
+        return None
+    change = np.log(known["mbu"] / known["mbu_before"])
+    return pooled_change(*one_a_task(known["task"], change, np.full(len(known), MBU_NOISE)))
