@@ -40,9 +40,9 @@ class Meter:
 
 def spec_of(folder: Path, **changes: Any) -> cell.CellSpec:
     values = {"model_dir": folder / "model", "dtype": "float32", "method": "prompt_lookup", "options": {}}
-    values |= {"parts": {}, "task": "toy", "requests": folder / "toy.jsonl", "seed": 0, "sampling": {"temperature": 0.0}}
+    values |= {"task": "toy", "requests": folder / "toy.jsonl", "seed": 0, "sampling": {"temperature": 0.0}}
     values |= {"repeats": 3, "warmup_prompts": 2, "device": "cpu", "num_threads": 1, "output": folder / "cell"}
-    return cell.CellSpec(**(values | changes))
+    return cell.CellSpec(**(values | {"parts": {}} | changes))
 
 
 @pytest.fixture
