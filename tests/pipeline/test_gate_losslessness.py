@@ -9,7 +9,8 @@ from tests.pipeline.benchmark_rows import row, table
 
 
 @pytest.mark.parametrize(
-    ("engine", "dtype"), [("native", "bfloat16"), ("native", "float32"), ("eager", "float32"), ("cuda-graph", "float32")]
+    ("engine", "dtype"),
+    [("native", "bfloat16"), ("native", "float32"), ("eager", "float32"), ("cuda-graph", "float32")],
 )
 def test_one_text_in_a_hundred_that_is_another_is_a_regression(engine: str, dtype: str) -> None:
     broken = table(row("prompt_lookup", lossless_match=0.99, engine=engine, dtype=dtype))
