@@ -22,9 +22,10 @@ ifneq ($(and $(PROFILE),$(filter -C --config --config=%,$(ARGS))),)
 endif
 	$(RUN) snakemake --cores all $(if $(filter gate,$@),gate )$(ARGS) $(if $(PROFILE),--config profile=$(PROFILE))
 
-# One core a process: the tests run beside each other, and torch would otherwise start as many threads in each.
+# One core a process: the tests run beside each other, and torch would otherwise start as many threads in each. Files
+# are dealt out in the order of tests/conftest.py, the longest first, and not in that of their numbers of tests.
 test: $(VENV)/complete
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/complete
 	$(RUN) ruff check .

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PretrainedConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from decoding.cache import KVCache
 from decoding.linear import Linear, make_linear
@@ -152,10 +152,13 @@ def rotary_tables(
 
     The rotation of halves, ``(-x2, x1)``, is a roll by half a head with the sign moved into the sine.
     """
-    positions = torch.arange(config.max_position_embeddings)[None]
-    cosine, sine = LlamaRotaryEmbedding(config)(torch.zeros(()), positions)  # type: ignore[arg-type]
-    sine[..., : sine.shape[-1] // 2] *= -1
-    return cosine[0, :, None].to(device, dtype), sine[0, :, None].to(device, dtype)
+    rope, width, scale = config.rope_parameters, head_dim_of(config), 1.0
+    frequencies = 1.0 / rope["rope_theta"] ** (torch.arange(0, width, 2).float() / width)
+    if rope["rope_type"] != "default":
+        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, None)
+    angles = torch.arange(config.max_position_embeddings).float()[:, None, None] * frequencies
+    cosine, sine = angles.cos() * scale, angles.sin() * scale
+    return torch.cat((cosine, cosine), -1).to(device, dtype), torch.cat((-sine, sine), -1).to(device, dtype)
 
 
 class _Reader:

@@ -10,6 +10,7 @@ from transformers import GPT2Config, LlamaConfig, MistralConfig
 
 from decoding import CandidateTree, TargetModel
 from decoding.llama import check_supported
+from decoding.native import why_not
 from tests.decoding.tiny import FAMILY, SHAPE, logits_of, save_model
 
 PROMPT = [5, 9, 3, 17, 40, 9, 3]
@@ -70,8 +71,11 @@ def test_a_rejected_candidate_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_in_bfloat16_a_row_does_not_depend_on_how_many_are_read_with_it(tmp_path: Path) -> None:
-    save_model(tmp_path)
-    target = TargetModel.from_pretrained(tmp_path, dtype=torch.bfloat16, decode_width=16)
+    """Of the compiled engine alone: torch's products may round otherwise at another width, by the processor."""
+    model = save_model(tmp_path)
+    if reason := why_not(model.config, torch.bfloat16, torch.device("cpu")):
+        pytest.skip(reason)
+    target = TargetModel.from_pretrained(tmp_path, dtype=torch.bfloat16, decode_width=16, engine="native")
     chain = [20, 21, 22, 23, 24, 25]
 
     def rows(widths: list[int]) -> torch.Tensor:

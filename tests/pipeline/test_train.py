@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline import train
 from pipeline.distill import distilled
 from pipeline.generators import GENERATORS
 from pipeline.registry import import_target
@@ -171,10 +173,16 @@ def test_two_processes_train_one_model(pairs: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_line(
-    pairs: Path, tmp_path: Path, generator: str, changes: dict[str, Any], words: str
+    pairs: Path,
+    tmp_path: Path,
+    run_rule: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    generator: str,
+    changes: dict[str, Any],
+    words: str,
 ) -> None:
-    told = run(generator, pairs, tmp_path / "out", status=2, **changes)
-    lines = [line for line in told.splitlines() if line.startswith("error:")]
+    assert run_rule(train, *command(generator, pairs, tmp_path / "out", **changes)[2:]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert words in lines[0]
     assert not (tmp_path / "out").exists()

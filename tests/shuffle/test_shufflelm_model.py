@@ -163,7 +163,7 @@ def test_every_weight_learns(own: dict[str, Any]) -> None:
     assert (output.shuffle_scores is None) == ("position_head" in own)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
+        assert 0 < parameter.grad.abs().sum() < torch.inf, name
 
 
 def test_comes_back_from_its_folder(tmp_path: Path) -> None:

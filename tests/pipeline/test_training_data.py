@@ -1,0 +1,103 @@
+"""What reaches a training: nothing that is evaluated or held out, the twin's answers, dropout, and how far it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from pipeline import train, train_draft
+from pipeline.pairs import write_pairs
+from pipeline.trainer import Recipe, make_trainer
+from pipeline.training_examples import Batches
+from shuffle.examples import Example, collate_causal
+from tests.decoding.tiny import save_model
+from tests.pipeline.test_pairs import given
+from tests.pipeline.test_train import BACKBONE
+from tests.pipeline.test_train_draft import given_of
+
+
+class Begins(Exception):  # noqa: N818 - no error
+    """The training would begin here."""
+
+
+def test_what_is_evaluated_is_in_no_split_of_the_pairs_that_are_written(tmp_path: Path) -> None:
+    def written(folder: Path, **changes: Any) -> list[dict[str, str]]:
+        write_pairs(given(folder, **changes))
+        return [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    all_pairs = written(tmp_path / "all")
+    asked = [row["source"] for row in all_pairs if row["split"] == "train"][:3]
+    lines = [json.dumps({"source": source, "target": "", "doc_id": i}) for i, source in enumerate(asked)]
+    (tmp_path / "evaluated.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    kept = written(tmp_path / "kept", evaluated=tmp_path / "evaluated.jsonl")
+    assert kept == [row for row in all_pairs if row["source"] not in asked]
+    assert json.loads((tmp_path / "kept/pairs.json").read_text())["dropped_since_evaluated"] == 3
+
+
+def test_a_distilled_generator_is_trained_on_the_twins_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_rule: Callable[..., int]
+) -> None:
+    write_pairs(given(tmp_path / "pairs"))
+    rows = [json.loads(line) for line in (tmp_path / "pairs/pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = [json.dumps({"source": row["source"], "target": "eins"}) for row in rows if row["split"] == "train"]
+    (tmp_path / "distilled.jsonl").write_text("\n".join(answers) + "\n")
+    seen: list[Batches] = []
+
+    def begin(model: Any, batches: Batches, validation: Batches, *others: Any) -> NoReturn:
+        seen.extend((batches, validation))
+        raise Begins
+
+    monkeypatch.setattr(train, "make_trainer", begin)
+    words = ["--generator=shufflelm", f"--pairs={tmp_path / 'pairs'}", f"--distilled={tmp_path / 'distilled.jsonl'}"]
+    with pytest.raises(Begins):
+        run_rule(train, *words, f"--backbone={json.dumps(BACKBONE)}", "--steps=2", f"--output={tmp_path / 'out'}")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "pairs")
+    learned, measured = ({tokenizer.decode(e.target_ids[:-1]) for e in batches.examples} for batches in seen)
+    assert learned == {"eins"}
+    assert len(measured) > 1  # the validation loss stays that of the references
+
+
+def test_a_training_drops_what_its_recipe_says_and_tells_the_model_how_far_it_is(tmp_path: Path) -> None:
+    class Watched(LlamaForCausalLM):
+        def set_progress(self, fraction: float) -> None:
+            told.append(fraction)
+
+    told: list[float] = []
+    dropped: list[float] = []
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = Watched(LlamaConfig(vocab_size=24, **shape))
+    batches = Batches([Example((5, 6, 7, 9), (8, 2))] * 8, 4, 4, 0, collate_causal)
+    trainer = make_trainer(model, batches, batches, Recipe(steps=4, batch_size=4, dropout=0.25), tmp_path)
+    model.model.embed_tokens.register_forward_hook(
+        lambda module, inputs, output: dropped.append(float((output == 0).float().mean())) if module.training else None
+    )
+    trainer.train()
+    assert told == [0, 0.25, 0.5, 0.75]
+    assert dropped == pytest.approx([0.25] * 4, abs=0.1)
+
+
+def test_a_draft_is_trained_on_the_train_split_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path / "model")
+    splits: list[set[str]] = []
+    shortlist_of = train_draft.shortlist_of
+
+    def counted(rows: list[dict[str, Any]], *others: Any) -> list[int]:
+        splits.append({row["split"] for row in rows})
+        return shortlist_of(rows, *others)
+
+    def begin(rows: list[dict[str, Any]], *others: Any) -> NoReturn:
+        splits.append({row["split"] for row in rows})
+        raise Begins
+
+    monkeypatch.setattr(train_draft, "shortlist_of", counted)
+    monkeypatch.setattr(train_draft, "examples", begin)
+    with pytest.raises(Begins):
+        train_draft.train_draft(given_of(tmp_path))
+    assert splits == [{"train"}, {"train"}]
