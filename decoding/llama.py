@@ -153,12 +153,11 @@ def rotary_tables(
     The rotation of halves, ``(-x2, x1)``, is a roll by half a head with the sign moved into the sine.
     """
     rope, width, scale = config.rope_parameters, head_dim_of(config), 1.0
-    frequencies = 1.0 / rope["rope_theta"] ** (torch.arange(0, width, 2).float() / width)
+    frequencies = 1.0 / rope["rope_theta"] ** (torch.arange(0, width, 2) / width)
     if rope["rope_type"] != "default":
         frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, None)
-    angles = torch.arange(config.max_position_embeddings).float()[:, None, None] * frequencies
-    cosine, sine = angles.cos() * scale, angles.sin() * scale
-    return torch.cat((cosine, cosine), -1).to(device, dtype), torch.cat((-sine, sine), -1).to(device, dtype)
+    angles = torch.arange(config.max_position_embeddings)[:, None, None] * torch.cat((-frequencies, frequencies))
+    return (angles.cos() * scale).to(device, dtype), (angles.sin() * scale).to(device, dtype)
 
 
 class _Reader:
