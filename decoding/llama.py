@@ -148,17 +148,16 @@ def head_dim_of(config: PretrainedConfig) -> int:
 def rotary_tables(
     config: PretrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> tuple[Float[Tensor, "p 1 hd"], Float[Tensor, "p 1 hd"]]:
-    """Return cosine and signed sine of every position up to the model's context.
+    """Return cosine and signed sine of every position up to the model's context, as transformers computes them.
 
     The rotation of halves, ``(-x2, x1)``, is a roll by half a head with the sign moved into the sine.
-    """  # As in transformers' modelling code, which takes seconds to import.
+    """
     rope, width, scale = config.rope_parameters, head_dim_of(config), 1.0
-    frequencies = 1.0 / rope["rope_theta"] ** (torch.arange(0, width, 2).float() / width)
+    frequencies = 1.0 / rope["rope_theta"] ** (torch.arange(0, width, 2) / width)
     if rope["rope_type"] != "default":
         frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, None)
-    angles = torch.arange(config.max_position_embeddings).float()[:, None, None] * frequencies
-    cosine, sine = (angles.cos() * scale).to(device, dtype), (angles.sin() * scale).to(device, dtype)
-    return torch.cat((cosine, cosine), -1), torch.cat((-sine, sine), -1)
+    angles = torch.arange(config.max_position_embeddings)[:, None, None] * torch.cat((-frequencies, frequencies))
+    return (angles.cos() * scale).to(device, dtype), (angles.sin() * scale).to(device, dtype)
 
 
 class _Reader:
