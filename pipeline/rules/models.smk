@@ -9,7 +9,8 @@ rule fetch:
     output:
         source="results/models/{model}/source.json",
     wildcard_constraints:
-        model="|".join(re.escape(name) for name in [*SETTINGS.models, *SETTINGS.drafts]),
+        # Where there are twins alone, no name at all: an empty pattern would take theirs.
+        model="|".join(re.escape(name) for name in [*SETTINGS.models, *SETTINGS.drafts]) or "(?!)",
     params:
         origin=lambda wildcards: origin(
             model_settings(wildcards.model), ("package", "file", "hub", "revision", "path", "sha256")
