@@ -24,7 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tests.decoding.tiny import SHAPE
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 10
+KILLS = 6
+CELLS = 6  # of two tasks and three methods
 # The figures that only depend on the configuration: no time, no memory.
 DETERMINISTIC = [
     *("profile", "dtype", "model", "model_source", "weights_sha256", "method", "options", "sampling", "lossless"),
@@ -103,7 +104,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def test_every_cell_is_a_row_and_all_texts_are_the_baselines(whole: tuple[Path, float]) -> None:
     table = pd.read_csv(whole[0] / "results/benchmark.csv")
-    assert len(table) == 6
+    assert len(table) == CELLS
     assert set(table["status"]) == {"ok"}, table["reason"].tolist()
     assert set(table["lossless_match"]) == {1.0}
     assert table.groupby("task")["output_sha256"].nunique().eq(1).all()
@@ -135,6 +136,8 @@ def test_killed_at_random_moments_and_started_again_it_ends_the_same(
     generator = random.Random(0)
     before: dict[Path, str] = {}
     for kill in range(KILLS):
+        if len(before) == CELLS:
+            break  # what is left may end before it can be killed
         with subprocess.Popen(
             command(model), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         ) as process:
