@@ -24,7 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tests.decoding.tiny import SHAPE
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 10
+KILLS = 6
+CELLS = 6  # of two tasks and three methods
 # The figures that only depend on the configuration: no time, no memory.
 DETERMINISTIC = [
     *("profile", "dtype", "model", "model_source", "weights_sha256", "method", "options", "sampling", "lossless"),
@@ -54,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(model: Path, *changes: str) -> list[str]:
+def command(model: Path, *changes: str, target: str = "all") -> list[str]:
     """The smoke profile, its model replaced by ``model``, two of its tasks left out, and changed further."""
     limits = "{num_prompts: 3, max_new_tokens: 12, chat_template: false}"
     values = [
@@ -64,7 +65,8 @@ def command(model: Path, *changes: str) -> list[str]:
         "num_threads=1",
     ]
     where = ["--snakefile", str(ROOT / "Snakefile"), "--workflow-profile", str(ROOT / "profiles" / "default")]
-    return [sys.executable, "-m", "snakemake", "--cores", "2", *where, "--config", "profile=smoke", *values, *changes]
+    words = [sys.executable, "-m", "snakemake", target, "--cores", "2", *where]
+    return [*words, "--config", "profile=smoke", *values, *changes]
 
 
 def run(folder: Path, words: list[str], status: int = 0) -> str:
@@ -102,7 +104,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def test_every_cell_is_a_row_and_all_texts_are_the_baselines(whole: tuple[Path, float]) -> None:
     table = pd.read_csv(whole[0] / "results/benchmark.csv")
-    assert len(table) == 6
+    assert len(table) == CELLS
     assert set(table["status"]) == {"ok"}, table["reason"].tolist()
     assert set(table["lossless_match"]) == {1.0}
     assert table.groupby("task")["output_sha256"].nunique().eq(1).all()
@@ -134,6 +136,8 @@ def test_killed_at_random_moments_and_started_again_it_ends_the_same(
     generator = random.Random(0)
     before: dict[Path, str] = {}
     for kill in range(KILLS):
+        if len(before) == CELLS:
+            break  # what is left may end before it can be killed
         with subprocess.Popen(
             command(model), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         ) as process:
@@ -153,9 +157,8 @@ def test_killed_at_random_moments_and_started_again_it_ends_the_same(
 def test_a_model_that_cannot_be_had_is_rows_with_a_reason_and_the_others_go_on(model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     empty = f"models={{empty: {{path: {tmp_path / 'empty'}, dtypes: [float32]}}}}"
-    output = run(
-        tmp_path, command(model, empty, "methods={prompt_lookup: null, hf_greedy: null}", "tasks={docstrings: null}")
-    )
+    less = ("methods={prompt_lookup: null, hf_greedy: null}", "tasks={docstrings: null}")
+    output = run(tmp_path, command(model, empty, *less, target="results/benchmark.csv"))
     assert "Traceback" not in output
     table = pd.read_csv(tmp_path / "results/benchmark.csv")
     assert table.groupby("model")["status"].agg(set).to_dict() == {"empty": {"failed"}, "tiny": {"ok"}}
