@@ -77,7 +77,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_trials_take_turns_each_apart_and_quiet_behind_warm_ups_of_both(log: list[Any], tmp_path: Path) -> None:
     standins.save_target(tmp_path / "model")
     requests = standins.requests(2)
-    bench = cell.Bench(spec_of(tmp_path), requests)
+    bench = cell.Bench(spec_of(tmp_path), requests, longest=64)
     assert log == [("method", 16)] * 2 + [("baseline", 16)] * 2
     for request, turns in zip(requests, ("bm mb bm", "mb bm mb"), strict=True):
         log.clear()
@@ -94,7 +94,7 @@ def test_a_cell_computes_with_as_many_threads_as_it_is_told(log: list[Any], tmp_
     standins.save_target(tmp_path / "model")
     before = torch.get_num_threads()
     try:
-        cell.Bench(spec_of(tmp_path, num_threads=before + 1), standins.requests(1))
+        cell.Bench(spec_of(tmp_path, num_threads=before + 1), standins.requests(1), longest=64)
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
