@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -70,6 +70,13 @@ class Sampling:
 
 
 GREEDY = Sampling()
+
+
+def draw_each(probabilities: Float[Tensor, "*b v"], generator: torch.Generator | None) -> Int[Tensor, "*b"]:
+    """Draw a token id for each row; on the CPU, where the generator is: the same draws on every device."""
+    rows = probabilities.flatten(0, -2).cpu()
+    ids = torch.multinomial(rows, 1, generator=generator)
+    return ids.view(probabilities.shape[:-1]).to(probabilities.device)
 
 
 def draw(probabilities: Float[Tensor, " v"], generator: torch.Generator | None) -> int:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from decoding.sampling import draw_each
 from shuffle.shufflelm.rotary import expected_positions
 
 STRATEGIES = ("rotary", "assignment", "none")
@@ -82,6 +83,4 @@ def choose_tokens(logits: Float[Tensor, "*b v"], temperature: float, generator: 
         raise ValueError(f"temperature={temperature} must be 0 or more")
     if temperature == 0:
         return logits.argmax(-1)
-    rows = (logits.float() / temperature).softmax(-1).flatten(0, -2)
-    # On the CPU, where the generator is: the same draws on every device.
-    return torch.multinomial(rows.cpu(), 1, generator=generator).view(logits.shape[:-1]).to(logits.device)
+    return draw_each((logits.float() / temperature).softmax(-1), generator)

@@ -29,6 +29,7 @@ from decoding import Generation, Sampling, StopStrings, TargetModel
 from decoding.blocks import read_block
 from decoding.cache import KVCache
 from decoding.requests import ReusedCache, check_request
+from decoding.sampling import draw_each
 from decoding.stopping import NO_STRINGS, Cut, Ending
 from shuffle.backbone import attention_input
 from shuffle.examples import padded
@@ -232,6 +233,4 @@ class TwoStreamGenerator:
         """Return a token for each place."""
         if self.sampling.is_greedy:
             return logits.argmax(-1)
-        # On the CPU, where the generator is: the same draws on every device.
-        rows = self.sampling.probabilities(logits).flatten(0, -2).cpu()
-        return torch.multinomial(rows, 1, generator=generator).view(logits.shape[:-1]).to(logits.device)
+        return draw_each(self.sampling.probabilities(logits), generator)
