@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.arguments import json_object
 from pipeline.errors import UserError, command, nearest
-from pipeline.files import atomic_write, folder_lock, sha256_of
+from pipeline.files import atomic_write, folder_lock, json_lines, sha256_of
 from pipeline.machine import available_cores, describe_machine, package_versions
 from pipeline.parts import checked_parts, error_of, files_of, part_argument
 from pipeline.registry import METHODS
@@ -89,8 +89,7 @@ def read_requests(path: Path) -> list[dict[str, Any]]:
         UserError: the file is missing, damaged or empty.
     """
     try:
-        # Not splitlines(): a prompt may hold other line separators, which JSON leaves as they are.
-        requests = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        requests = json_lines(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run python -m pipeline.prepare first") from None
     except ValueError as error:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, command, tell
-from pipeline.files import atomic_write
+from pipeline.files import atomic_write, json_lines
 from pipeline.tasks.loading import load_task, yaml_of
 from pipeline.tasks.source import to_jsonl
 
@@ -126,8 +126,7 @@ def read_cell(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         cell = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
         if cell["status"] != "ok":
             return cell, []
-        lines = (folder / "records.jsonl").read_text(encoding="utf-8").split("\n")
-        records = [json.loads(line) for line in lines if line]
+        records = json_lines(folder / "records.jsonl")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; run python -m pipeline.generate first") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, command, written_down
-from pipeline.files import atomic_path, atomic_write, sha256_of
+from pipeline.files import atomic_path, atomic_write, json_lines, sha256_of
 from pipeline.tasks.source import to_jsonl
 from pipeline.training_device import add_device, claim_device
 
@@ -184,7 +184,7 @@ def read_prompts(path: Path) -> list[Row]:
         UserError: the file is missing, damaged or empty.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        rows = json_lines(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run python -m pipeline.training_prompts first") from None
     if not rows:

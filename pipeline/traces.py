@@ -10,7 +10,6 @@ is a method's decode steps over all its tasks, split by the tokens that they emi
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import pandas as pd
 
 from pipeline.errors import UserError, command
 from pipeline.figures import save, without_windows, words_alone
+from pipeline.files import json_lines
 from pipeline.registry import METHODS, find
 
 if TYPE_CHECKING:
@@ -41,10 +41,8 @@ def read_steps(cells: list[Path]) -> pd.DataFrame:
         model, method = cell.parts[-5], cell.parts[-2]
         path = cell / "records.jsonl"
         try:
-            # Not splitlines(): a text may hold other line separators, which JSON leaves as they are.
-            lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-            for line in filter(None, lines):
-                counts[model, method].update(steps_of(method, json.loads(line)["method"]))
+            for record in json_lines(path) if path.is_file() else ():
+                counts[model, method].update(steps_of(method, record["method"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: {error!r}") from error
     rows = [(*name, tokens, steps) for name, counter in counts.items() for tokens, steps in counter.items()]

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from pipeline.draft_objective import IGNORED, DraftObjective, Row, chosen_layers, cut_draft, measured
 from pipeline.errors import UserError, command, written_down
-from pipeline.files import sha256_of, write_reason
+from pipeline.files import json_lines, sha256_of, write_reason
 from pipeline.selfgen import most_frequent
 from pipeline.training_device import add_device, claim_device
 from pipeline.training_work import (
@@ -67,7 +67,7 @@ def read_text(path: Path) -> list[Row]:
         UserError: missing, damaged, or without both splits.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        rows = json_lines(path)
         if rows and "error" in rows[0]:
             raise UserError(rows[0]["error"])
         splits = {row["split"] for row in rows if row["output_ids"] and row["prompt_ids"]}

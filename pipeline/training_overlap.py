@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, command
-from pipeline.files import atomic_write
+from pipeline.files import atomic_write, json_lines
 from pipeline.prepare import check_source
 from pipeline.training_prompts import ngrams_of, overlaps
 
@@ -28,7 +28,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         UserError: it cannot be read.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return json_lines(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
