@@ -11,7 +11,7 @@ Example::
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.config_file import read_yaml
 from pipeline.config_images import ImageSettings
-from pipeline.config_options import checked_generators, checked_methods
+from pipeline.config_options import checked_methods, checked_twin
 from pipeline.config_sections import (
     Count,
     Differing,
@@ -87,15 +87,8 @@ class Settings(Section):
     def _twins_options_exist(cls, twins: Any) -> Any:
         if not isinstance(twins, Mapping):
             return twins
-        checks: Mapping[Any, Callable[[Mapping[Any, Any], str], Any]]
-        checks = {"methods": checked_methods, "generators": checked_generators}
         return {
-            name: twin
-            if not isinstance(twin, Mapping)
-            else {
-                key: checks[key](value, f"twins.{name}.") if key in checks and isinstance(value, Mapping) else value
-                for key, value in twin.items()
-            }
+            name: checked_twin(twin, f"twins.{name}.") if isinstance(twin, Mapping) else twin
             for name, twin in twins.items()
         }
 

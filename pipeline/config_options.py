@@ -51,6 +51,19 @@ def checked_generators(generators: Mapping[Any, Any], where: str) -> dict[Any, A
     }
 
 
+def checked_twin(twin: Mapping[Any, Any], where: str) -> dict[Any, Any]:
+    """Return a section of ``twins`` with the options of its methods and generators in the right types.
+
+    Raises:
+        UserError: an option is unknown, or a value is not valid.
+    """
+    checked = dict(twin)
+    for key, check in (("methods", checked_methods), ("generators", checked_generators)):
+        if isinstance(twin.get(key), Mapping):
+            checked[key] = check(twin[key], where)
+    return checked
+
+
 def checked_options(options: Any, types: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return options with their values in the right types; ``place`` is the key that they stand under.
 

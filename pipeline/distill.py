@@ -50,11 +50,11 @@ def distilled(model_dir: Path, pairs: Path) -> list[Document]:
     found = answer(twin, jobs)
     if unfinished := sum(not one.finished for one in found):
         print(f"distill: {unfinished} of {len(found)} answers came to no end: their references stay", file=sys.stderr)
-    said = [str(tokenizer.decode(one.ids, skip_special_tokens=True)) if one.finished else None for one in found]
-    return [
-        {"source": source, "target": reference if text is None else text}
-        for (source, reference), text in zip(train.items(), said, strict=True)
+    targets = [
+        str(tokenizer.decode(one.ids, skip_special_tokens=True)) if one.finished else reference
+        for one, reference in zip(found, train.values(), strict=True)
     ]
+    return [{"source": source, "target": target} for source, target in zip(train, targets, strict=True)]
 
 
 @command

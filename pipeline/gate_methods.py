@@ -46,11 +46,10 @@ def of_speed(where: str, what: str, change: Change | None, tolerated: float) -> 
     """Yield a change that is surely more than is tolerated."""
     if change is None:
         return
-    told = f"{change.mean:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
     if change.high < -tolerated:
-        yield Finding(where, what, "0 %", told, "regression")
+        yield Finding(where, what, "0 %", change.told, "regression")
     elif change.low > tolerated:
-        yield Finding(where, what, "0 %", told, "improvement")
+        yield Finding(where, what, "0 %", change.told, "improvement")
 
 
 def of_drafting(where: str, cells: pd.DataFrame) -> Iterator[Finding]:
@@ -72,8 +71,7 @@ def of_steps(where: str, cells: pd.DataFrame) -> Iterator[Finding]:
     if change is None or abs(change.mean) <= TOLERATED_STEP:
         return
     found = list(of_speed(where, "tokens_per_step", change, TOLERATED_STEP))
-    told = f"{change.mean:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
-    yield from found or [Finding(where, "tokens_per_step, of other texts", "0 %", told, "note")]
+    yield from found or [Finding(where, "tokens_per_step, of other texts", "0 %", change.told, "note")]
 
 
 def step_change(cells: pd.DataFrame) -> Change | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, command, tell
-from pipeline.files import atomic_path, atomic_write, sha256_of
+from pipeline.files import atomic_path, atomic_write, sha256_of, write_reason
 from pipeline.registry import TASKS, find
 from pipeline.tasks.source import Document, keep, read_jsonl, to_jsonl
 
@@ -161,7 +161,7 @@ def main() -> None:
         if not given.errors_as_rows:
             raise
         tell(error)
-        atomic_write(given.output / "pairs.json", json.dumps({"error": str(error)}, indent=2) + "\n")
+        write_reason(given.output / "pairs.json", str(error))
 
 
 if __name__ == "__main__":

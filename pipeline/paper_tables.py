@@ -94,20 +94,19 @@ def by_method(cells: pd.DataFrame) -> pd.DataFrame:
     A mean is empty where a method has not every task that its model was run on: over other tasks it is another figure.
     """
     means = {name: (name, "mean") for name in ("tokens_per_second", "bleu", "rougeL", "speedup", "tokens_per_step")}
-    grouped = cells.assign(latency=cells["ttft_s"] + (LATENCY_TOKENS - 1) * cells["tpot_s"])
-    rows = grouped.groupby(BY, sort=False).agg(
-        **means, latency=("latency", "mean"), peak=("peak_memory_bytes", "max")
+    told = cells.assign(
+        latency=cells["ttft_s"] + (LATENCY_TOKENS - 1) * cells["tpot_s"],
+        asked=cells.groupby(["model", "dtype"])["task"].transform("nunique"),
     )
-    whole = pd.Series({name: has_all(own, cells) for name, own in grouped.groupby(BY, sort=False)}, dtype=bool)
-    rows.loc[~whole.reindex(rows.index), [*means, "latency"]] = np.nan
-    return rows.reset_index()
-
-
-def has_all(own: pd.DataFrame, cells: pd.DataFrame) -> bool:
-    """Whether the cells of a method are on all tasks that its model, in its dtype, was run on."""
-    first = own.iloc[0]
-    same = cells[(cells["model"] == first["model"]) & (cells["dtype"] == first["dtype"])]
-    return set(own["task"]) == set(same["task"])
+    rows = told.groupby(BY, sort=False, as_index=False).agg(
+        **means,
+        latency=("latency", "mean"),
+        peak=("peak_memory_bytes", "max"),
+        tasks=("task", "nunique"),
+        asked=("asked", "first"),
+    )
+    rows.loc[rows["tasks"] < rows["asked"], [*means, "latency"]] = np.nan
+    return rows.drop(columns=["tasks", "asked"])
 
 
 def system_of(rows: pd.DataFrame) -> pd.Series:

@@ -26,6 +26,11 @@ class Change(NamedTuple):
     low: float
     high: float
 
+    @property
+    def told(self) -> str:
+        """The change and its interval in per cent."""
+        return f"{self.mean:+.1%} [{self.low:+.1%}, {self.high:+.1%}]"
+
 
 def one_a_task(
     tasks: Sequence[str] | pd.Series, log_ratios: np.ndarray | pd.Series, errors: np.ndarray | pd.Series

@@ -153,6 +153,11 @@ def description(given: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def record_of(generator: str) -> str:
+    """Return the name of the file that says how a model was made: a twin is a model like any other."""
+    return "source.json" if generator == TWIN else "generator.json"
+
+
 def save(
     model: PreTrainedModel,
     weights: dict[str, Tensor],
@@ -174,8 +179,7 @@ def save(
     if given.generator == TWIN:
         digest = sha256_of_all(folder.glob("*.safetensors"))
         record = {"source": f"trained:{given.output.name}", "weights_sha256": digest, **record}
-    name = "source.json" if given.generator == TWIN else "generator.json"
-    (folder / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / record_of(given.generator)).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     publish(work, folder, given.output)
     seconds, loss = record["training_seconds"], record["validation_loss"]
     told = f"validation loss {loss:.4f} after {seconds:.0f} s"
@@ -198,8 +202,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the folder to write, which is replaced")
     parser.add_argument("--errors-as-rows", action="store_true", help="write the reason alone if there is no model")
     given = parser.parse_args()
-    name = "source.json" if given.generator == TWIN else "generator.json"
-    with written_down(given.errors_as_rows, lambda reason: write_reason(given.output / name, reason)):
+    record = given.output / record_of(given.generator)
+    with written_down(given.errors_as_rows, lambda reason: write_reason(record, reason)):
         if given.generator != TWIN:
             find(given.generator, {TWIN: None, **GENERATORS}, "generator")
         claim_device(given.device)
