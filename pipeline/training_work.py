@@ -66,7 +66,7 @@ def last_checkpoint(folder: Path) -> str | None:
         return None
     for checkpoint in folder.glob("checkpoint-*"):
         if not (checkpoint / "trainer_state.json").is_file():  # the Trainer writes it last
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # under a launcher each process comes by here
     found: str | None = get_last_checkpoint(str(folder))  # type: ignore[no-untyped-call]
     return found
 
