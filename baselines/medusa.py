@@ -144,9 +144,7 @@ class MedusaDrafter:
         return top.ids.tolist(), [] if self.shape is not None else top.log_probabilities.exp().tolist()
 
 
-def choose_shape(
-    tree: str | list[list[int]], record: HeadsRecord, num_heads: int, num_nodes: int
-) -> Shape | None:
+def choose_shape(tree: str | list[list[int]], record: HeadsRecord, num_heads: int, num_nodes: int) -> Shape | None:
     """Return the shape that the option ``tree`` asks for; None for a dynamic tree.
 
     Raises:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import torch
 
-from decoding.cache import KVCache
+from decoding.cache import KVCache, additive
 from decoding.llama import forward
 from decoding.target import TargetModel, TreeOutput
 
@@ -62,8 +62,7 @@ def read_block(
         return TreeOutput(logits, hidden)
     device = target.device
     visible = torch.arange(cache.capacity, device=device) < torch.tensor(leading, device=device)[:, None] + cache.length
-    mask = torch.zeros(visible.shape, dtype=target.dtype, device=device).masked_fill_(~visible, -torch.inf)
-    mask = mask.repeat(target.weights.num_heads // target.weights.num_kv_heads, 1)
+    mask = additive(visible, target.dtype).repeat(target.weights.num_heads // target.weights.num_kv_heads, 1)
     rows, places = torch.tensor(tokens, device=device), torch.tensor(positions, device=device)
     hidden = forward(target.weights, rows, places, cache, mask)
     return TreeOutput(target.weights.head(hidden[first_logit_row:]), hidden)

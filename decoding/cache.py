@@ -15,10 +15,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Protocol, Self
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+def additive(visible: Bool[Tensor, "*b"], dtype: torch.dtype) -> Float[Tensor, "*b"]:
+    """Return what attention adds to its scores: 0 where something is visible, -inf where not."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
+
+
+class Attended(Protocol):
+    """What a forward pass writes its keys and values to and attends over."""
+
+    def write(
+        self,
+        layer: int,
+        keys: Float[Tensor, "w kv hd"],
+        values: Float[Tensor, "w kv hd"],
+        rows: Int[Tensor, " w"] | None = None,
+    ) -> None:
+        """Write the rows of one forward pass."""
+
+    def attend(self, layer: int, queries: Float[Tensor, "w h hd"], mask: Float[Tensor, ...]) -> Float[Tensor, "w h hd"]:
+        """Return what the queries find under ``mask``, 0 where they may look and -inf where not."""
 
 
 class KVCache:
@@ -55,6 +78,17 @@ class KVCache:
             torch.zeros(len(list(run)), *shape, dtype=dtype, device=place)
             for place, run in groupby(places or [device] * num_layers)
         ]
+        self._cut_in_layers()
+
+    @classmethod
+    def over(cls, buffer: Float[Tensor, "layers 2 kv capacity hd"]) -> Self:
+        """Return an empty cache whose rows are ``buffer``'s."""
+        cache = cls.__new__(cls)
+        cache.buffers = [buffer]
+        cache._cut_in_layers()
+        return cache
+
+    def _cut_in_layers(self) -> None:
         self.layers = [(layer[0], layer[1]) for buffer in self.buffers for layer in buffer]
         self.length = 0
 
@@ -121,6 +155,20 @@ class KVCache:
         end = self.length + keys.shape[0]
         key_rows[:, self.length : end] = keys.transpose(0, 1)
         value_rows[:, self.length : end] = values.transpose(0, 1)
+
+    def attend(
+        self, layer: int, queries: Float[Tensor, "w h hd"], mask: Float[Tensor, "gw capacity"]
+    ) -> Float[Tensor, "w h hd"]:
+        """Attend over the whole buffer; the mask is repeated for the ``g`` queries that share a key head.
+
+        They are one matrix then: ``g x w`` queries of a key head.
+        """
+        key_rows, value_rows = self.layers[layer]
+        width, heads, head_dim = queries.shape
+        kv_heads = key_rows.shape[0]
+        grouped = queries.view(width, kv_heads, -1, head_dim).permute(1, 2, 0, 3).reshape(1, kv_heads, -1, head_dim)
+        found = F.scaled_dot_product_attention(grouped, key_rows[None], value_rows[None], attn_mask=mask)
+        return found.view(kv_heads, -1, width, head_dim).permute(2, 0, 1, 3).reshape(width, heads, head_dim)
 
     def keep(self, path: Sequence[int]) -> None:
         """Commit the nodes of ``path`` (indices of the last forward's rows, root first) and forget the others."""

@@ -22,13 +22,14 @@ Example::
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from decoding.cache import KVCache
+from decoding.cache import KVCache, additive
 from decoding.llama import LlamaWeights, forward
 from decoding.tree import CandidateTree
 
@@ -180,27 +181,35 @@ def mask_over_buffer(
     width = sees.shape[0]
     nodes = torch.arange(capacity, device=sees.device) - length  # below 0: the prefix; from the width on: free rows
     visible = (nodes < 0) | (sees[:, nodes.clamp(0, width - 1)] & (nodes < width))
-    return torch.zeros(width, capacity, dtype=dtype, device=sees.device).masked_fill_(~visible, -torch.inf)
+    return additive(visible, dtype)
 
 
 def capture(weights: LlamaWeights, cache: KVCache, numbers: Int[Tensor, "w3 w"]) -> Captured:
-    """Record the forward pass of ``numbers``. Recording runs nothing: what it returns is filled by the first replay.
+    """Record the forward pass of ``numbers``; see :func:`record`."""
+    recorded = record(lambda static: decode(weights, cache, static), numbers, weights.embedding.device)
+    return Captured(weakref.ref(cache), *recorded)
 
-    The warm-up runs on a stream of its own, as a capture must not see what it starts; it writes the rows behind the
-    prefix that the replay writes again.
+
+def record(
+    run: Callable[[Tensor], tuple[Tensor, Tensor]], numbers: Tensor, device: torch.device
+) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]:
+    """Record what ``run`` does with ``numbers``; return the graph, its static copy of the numbers, and its outputs.
+
+    Recording runs nothing: the outputs are filled by the first replay. The warm-up runs on a stream of its own, as a
+    capture must not see what it starts; what it writes to a cache the replay writes again.
 
     Raises:
         RuntimeError: it cannot be captured.
     """
-    with torch.cuda.device(weights.embedding.device):
-        static = numbers.to(weights.embedding.device, copy=True)
+    with torch.cuda.device(device):
+        static = numbers.to(device, copy=True)
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
-                decode(weights, cache, static)
+                run(static)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            logits, hidden = decode(weights, cache, static)
-    return Captured(weakref.ref(cache), graph, static, logits, hidden)
+            logits, hidden = run(static)
+    return graph, static, logits, hidden

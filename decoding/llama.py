@@ -6,7 +6,7 @@ queries and keys (Qwen3). Per layer, on ``x [w, d]``:
 
     x <- x + O(attention(rotate(QKV(rms(x)))));   x <- x + Down(silu(Gate(rms(x))) * Up(rms(x)))
 
-Attention groups the queries that share a key head, so that one key head's ``g x w`` queries are one matrix.
+Keys and values go to a cache, which is also what attention asks (:mod:`decoding.cache`).
 
 Example::
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from decoding.cache import KVCache
+from decoding.cache import Attended
 from decoding.linear import Linear, make_linear
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
@@ -218,8 +218,8 @@ def forward(
     weights: LlamaWeights,
     tokens: Int[Tensor, " w"],
     positions: Int[Tensor, " w"],
-    cache: KVCache,
-    mask: Float[Tensor, "gw capacity"] | None,
+    cache: Attended,
+    mask: Float[Tensor, ...] | None,
     rows: Int[Tensor, " w"] | None = None,
 ) -> Float[Tensor, "w d"]:
     """Run ``w`` tokens through the model, writing their keys and values behind the cached prefix.
@@ -229,8 +229,8 @@ def forward(
         tokens: ids of the rows.
         positions: their positions.
         cache: receives their keys and values.
-        mask: 0 where a row may see a cache row, -inf where not, repeated for the queries that share a key head. None
-            for a causal pass over an empty cache (prefill).
+        mask: 0 where a row may see a cache row, -inf where not, in the shape that the cache attends with. None for a
+            causal pass over an empty cache (prefill).
         rows: the cache rows that they write, where the device must be told; see :meth:`KVCache.write`.
 
     Returns:
@@ -259,8 +259,8 @@ def _attention(
     h: Float[Tensor, "w d"],
     cosine: Float[Tensor, "w 1 hd"],
     sine: Float[Tensor, "w 1 hd"],
-    cache: KVCache,
-    mask: Float[Tensor, "gw capacity"] | None,
+    cache: Attended,
+    mask: Float[Tensor, ...] | None,
     rows: Int[Tensor, " w"] | None,
 ) -> Float[Tensor, "w hhd"]:
     width, heads, kv_heads = h.shape[0], weights.num_heads, weights.num_kv_heads
@@ -284,12 +284,7 @@ def _attention(
             enable_gqa=True,
         )[0].transpose(0, 1)
     else:
-        key_rows, value_rows = cache.layers[index]
-        grouped_queries = queries.view(width, kv_heads, -1, weights.head_dim).permute(1, 2, 0, 3)
-        attended = F.scaled_dot_product_attention(
-            grouped_queries.reshape(1, kv_heads, -1, weights.head_dim), key_rows[None], value_rows[None], attn_mask=mask
-        )
-        attended = attended.view(kv_heads, -1, width, weights.head_dim).permute(2, 0, 1, 3)
+        attended = cache.attend(index, queries, mask)
     return attended.reshape(width, heads * weights.head_dim)
 
 

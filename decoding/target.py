@@ -35,11 +35,12 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from decoding import graphs
-from decoding.cache import KVCache
+from decoding.cache import KVCache, additive
 from decoding.llama import LlamaWeights, ReadTensor, forward
 from decoding.loading import end_tokens, layout_for, open_tensors
 from decoding.native import Int8Linear, NativeEngine, NativeLinear
 from decoding.placement import spread
+from decoding.pool import CachePool, read_together
 from decoding.tree import CandidateTree
 
 
@@ -63,6 +64,7 @@ class TargetModel:
         native: the compiled engine, where it runs.
         weight_type: what the weights are kept in where that is not ``dtype``: int8 or None.
         places: the device of each layer, where they are on several; else empty.
+        reads_together: a token of each of several texts is one forward pass, see :meth:`read_each`.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class TargetModel:
         self.dtype = weights.embedding.dtype
         self.weight_type = "int8" if isinstance(weights.head, Int8Linear) else None
         self.places = weights.places if len(set(weights.places)) > 1 else []
+        self.reads_together = not self.places
         can_capture = self.native is None and self.device.type in graphs.DEVICE_TYPES and not self.places
         self._graphs = graphs.DecodeGraphs(weights, decode_width) if can_capture else None
 
@@ -177,7 +180,7 @@ class TargetModel:
         return int(self.weights.embedding.shape[0])
 
     def capacity_for(self, num_tokens: int, tree_width: int) -> int:
-        """Return the cache capacity for a sequence of ``num_tokens`` whose last step may add a tree behind it.
+        """Return the cache capacity for ``num_tokens`` whose last step may add a tree behind them.
 
         Rounded up to 256 rows: the same for every method whose trees are no wider than 64, since the length of the
         buffer is part of how attention rounds.
@@ -198,6 +201,12 @@ class TargetModel:
             device=self.device,
             places=self.places,
         )
+
+    def new_caches(self, count: int, capacity: int) -> list[KVCache]:
+        """Allocate caches for ``count`` texts whose tokens are read together (:meth:`read_each`), where that can be."""
+        if self.native is None and self.reads_together:
+            return [*CachePool(count, self.weights, capacity).caches()]
+        return [self.new_cache(capacity) for _ in range(count)]
 
     @torch.inference_mode()
     def prefill(self, cache: KVCache, prompt_ids: Sequence[int]) -> TreeOutput:
@@ -259,40 +268,31 @@ class TargetModel:
         """Run the eager forward pass, kernel by kernel."""
         padding = max(0, (self.decode_width or 0) - tree.width)
         cache.check_room(tree.width + padding)
-        # Padding rows repeat the root, so that they see something: a fully masked row would be NaN.
+        # Padding rows repeat the root, and see it.
         tokens = torch.tensor(tree.tokens + tree.tokens[:1] * padding, device=self.device)
         depths = torch.tensor(tree.depths + (0,) * padding, device=self.device)
         # A candidate behind the end of the context is read at its last position: the limit cuts it off in any case.
         positions = (depths + cache.length).clamp_(max=self.max_context - 1)
-        mask = self._mask(cache, tree, padding)
+        mask = additive(tree.visible(cache.length, cache.capacity, padding), self.dtype).to(self.device)
+        mask = mask.repeat(self.weights.num_heads // self.weights.num_kv_heads, 1)
         hidden = forward(self.weights, tokens, positions, cache, mask)
         logits = self.weights.head(hidden)
         return TreeOutput(logits[: tree.width], hidden[: tree.width])
 
     @torch.inference_mode()
     def read_each(self, caches: Sequence[KVCache], tokens: Sequence[int]) -> TreeOutput:
-        """Read and commit one token of each of several texts; row i says what comes next in text i.
-
-        For throughput over many texts, where :meth:`read` is for speed in one.
-        """
+        """Read and commit a token of each text; row i says what comes next in text i. One pass for :meth:`new_caches`."""
         for cache in caches:
             cache.check_room(1)
-        if self.native is None:
-            trees = [CandidateTree((token,), (-1,)) for token in tokens]
+        if self.native is not None:
+            hidden, logits = self.native.forward_each(caches, tokens)
+        elif (found := read_together(caches, tokens)) is not None:
+            logits, hidden = found
+        else:
             # Not as graphs: there would be one for each cache.
+            trees = [CandidateTree((token,), (-1,)) for token in tokens]
             outputs = [self._read_plainly(cache, tree) for cache, tree in zip(caches, trees, strict=True)]
             logits, hidden = (torch.cat(rows) for rows in zip(*outputs, strict=True))
-        else:
-            hidden, logits = self.native.forward_each(caches, tokens)
         for cache in caches:
             cache.keep([0])
         return TreeOutput(logits, hidden)
-
-    def _mask(self, cache: KVCache, tree: CandidateTree, padding: int) -> Float[Tensor, "gw capacity"]:
-        width = tree.width + padding
-        visible = torch.zeros(width, cache.capacity, dtype=torch.bool)
-        visible[:, : cache.length] = True
-        visible[: tree.width, cache.length : cache.length + tree.width] = tree.attention_mask()
-        visible[tree.width :, cache.length] = True
-        mask = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(~visible, -torch.inf)
-        return mask.repeat(self.weights.num_heads // self.weights.num_kv_heads, 1).to(self.device)

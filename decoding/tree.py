@@ -91,3 +91,14 @@ class CandidateTree:
             rows[node * width : node * width + node] = rows[parent * width : parent * width + node]
             rows[node * width + node] = 1
         return torch.frombuffer(rows, dtype=torch.bool).view(width, width)
+
+    def visible(self, length: int, capacity: int, padding: int) -> Bool[Tensor, "w_and_padding capacity"]:
+        """True where a node, or a padding row behind them all, sees a cache row: ``length`` committed, then the tree.
+
+        A padding row sees the root, so that it sees something: a fully masked row would be NaN.
+        """
+        visible = torch.zeros(self.width + padding, capacity, dtype=torch.bool)
+        visible[:, :length] = True
+        visible[: self.width, length : length + self.width] = self.attention_mask()
+        visible[self.width :, length] = True
+        return visible

@@ -74,9 +74,7 @@ class TypicalAcceptance:
             bonus = draw(sampling.probabilities(logits[path[-1]].cpu()), generator)
         return Verdict(tree, path, bonus, likeliest, logits, hidden)
 
-    def _longest_path(
-        self, tree: CandidateTree, logits: Float[Tensor, "w v"], sampling: Sampling
-    ) -> tuple[int, ...]:
+    def _longest_path(self, tree: CandidateTree, logits: Float[Tensor, "w v"], sampling: Sampling) -> tuple[int, ...]:
         """Return the longest path of accepted nodes, the likeliest of several."""
         log_likelihood = {0: 0.0}  # of the accepted nodes; parents come before their children
         for node, children in enumerate(tree.children):
@@ -91,9 +89,7 @@ class TypicalAcceptance:
             path.append(tree.parents[path[-1]])
         return tuple(reversed(path))
 
-    def _accepted(
-        self, logits: Float[Tensor, " v"], tokens: list[int], sampling: Sampling
-    ) -> list[float | None]:
+    def _accepted(self, logits: Float[Tensor, " v"], tokens: list[int], sampling: Sampling) -> list[float | None]:
         """Return the log probability of each accepted token and None for each rejected one."""
         if sampling.is_greedy:
             sampling = Sampling(temperature=self.temperature)

@@ -3,9 +3,8 @@
 At batch size 1 a parallel generator wins by reading the weights less often; in a batch the twin reads them for all
 texts together, so that the gain is another. Both run in turn, seven times, each first in every other trial; the twin
 with each forward pass reading the next token of every text (``pipeline.batching``), into caches that are there before
-the clock starts. Only the compiled engine reads many texts in one pass: on the eager one (CUDA, or no compiler) the
-twin would go through the batch text by text, and whatever it were held against would look up to 32 times too fast.
-There nothing is measured. Example::
+the clock starts. A model that is spread over devices would go through the batch text by text, and whatever it were held
+against would look up to 32 times too fast: there nothing is measured. Example::
 
     figures = measure_batch(generator, target, requests, device)     # {"batch_size": 32, "batch_speedup": 1.9, ...}
 """
@@ -36,9 +35,9 @@ def measure_batch(
     """Return the batch's size, tokens/s of the generator and of the twin over all trials, their ratio and its interval.
 
     Returns:
-        Nothing where the target does not run on the compiled engine.
+        Nothing where the target does not read the texts together.
     """
-    if target.native is None:
+    if not target.reads_together:
         return {}
     batch = requests[:BATCH_SIZE]
     prompts = [tuple(request["prompt_ids"]) for request in batch]

@@ -3,8 +3,8 @@
 Both need tokens a second over all prompts together, where a benchmark's cell needs them one prompt at a time. So each
 forward pass reads the next token of up to ``MOST_ROWS`` texts, each with a cache of its own; a text that ends makes
 room for the next. What a prompt shares with one that is still in a cache (few-shot examples) is copied and not read
-again. It is the engine that cells run on, and the numbers are those of reading each text alone: what is learned is what
-will be drafted for. Example::
+again. It is the engine that cells run on, and the numbers are those of reading each text alone, on a GPU in bfloat16
+but for near-ties: what is learned is what will be drafted for. Example::
 
     target = shared_model(Path("results/models/smollm2-135m"))
     ids = answer(target, [Job((1, 5, 9), ending)], Draw(0.0, 1.0), torch.Generator())[0].ids
@@ -128,7 +128,7 @@ def places_for(target: TargetModel, jobs: Sequence[Job]) -> list[Place]:
     """Return places with room for any of ``jobs``: one each, but for ``MOST_ROWS`` at most."""
     longest = max(len(job.prompt_ids) + job.ending.max_new_tokens for job in jobs)
     capacity = target.capacity_for(longest, 1)
-    return [Place(target.new_cache(capacity)) for _ in range(min(MOST_ROWS, len(jobs)))]
+    return [Place(store) for store in target.new_caches(min(MOST_ROWS, len(jobs)), capacity)]
 
 
 @torch.inference_mode()

@@ -135,9 +135,7 @@ METHODS: Mapping[str, Method] = {
         parts=("draft",),
     ),
     "lookahead": Method("baselines.lookahead:LookaheadDrafter", lossless=True, kind="drafter", options=LOOKAHEAD),
-    "medusa": Method(
-        "baselines.medusa:MedusaDrafter", lossless=True, kind="drafter", options=MEDUSA, parts=("heads",)
-    ),
+    "medusa": Method("baselines.medusa:MedusaDrafter", lossless=True, kind="drafter", options=MEDUSA, parts=("heads",)),
     "medusa_typical": Method(
         "baselines.medusa:MedusaDrafter",
         lossless=False,

@@ -165,9 +165,7 @@ class FasterDecodeMixer(PreTrainedModel):
         self.rows[:-1] = head.to(self.rows)
 
     @classmethod
-    def from_backbone(
-        cls, name_or_path: str | Path, *, shortlist: Sequence[int] | None = None, **own: Any
-    ) -> Self:
+    def from_backbone(cls, name_or_path: str | Path, *, shortlist: Sequence[int] | None = None, **own: Any) -> Self:
         """Start beside a pretrained language model: a local folder or a hub id, in safetensors.
 
         Args:

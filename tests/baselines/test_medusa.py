@@ -157,9 +157,7 @@ def test_sampled_text_follows_the_targets_distribution(tmp_path: Path, tree: str
     drafter = MedusaDrafter.from_target(target, parts=parts, sampling=sampling, tree=tree)
     decoder = SpeculativeDecoder(target, drafter, sampling)
     generator = torch.Generator().manual_seed(0)
-    counts = Counter(
-        decoder.generate(prompt, max_new_tokens=2, generator=generator).output_ids for _ in range(draws)
-    )
+    counts = Counter(decoder.generate(prompt, max_new_tokens=2, generator=generator).output_ids for _ in range(draws))
     expected = {}
     first = sampling.probabilities(logits_of(model, prompt))
     for token in first.nonzero().flatten().tolist():

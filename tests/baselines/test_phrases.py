@@ -48,9 +48,7 @@ def test_a_pool_of_nothing_is_refused() -> None:
 
 
 @given(phrases=st.lists(PHRASES, max_size=8), limit=st.integers(1, 12) | st.none())
-def test_a_trie_has_each_path_once_and_keeps_to_its_limit(
-    phrases: list[tuple[int, ...]], limit: int | None
-) -> None:
+def test_a_trie_has_each_path_once_and_keeps_to_its_limit(phrases: list[tuple[int, ...]], limit: int | None) -> None:
     trie = Trie(7, limit)
     added = [trie.add(0, phrase) for phrase in phrases]
     tree = trie.tree()

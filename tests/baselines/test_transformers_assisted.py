@@ -30,9 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def build(folders: dict[str, Path], draft: str, **options: Any) -> TransformersAssisted:
-    return TransformersAssisted.from_pretrained(
-        folders["target"], dtype=torch.float32, draft=folders[draft], **options
-    )
+    return TransformersAssisted.from_pretrained(folders["target"], dtype=torch.float32, draft=folders[draft], **options)
 
 
 def truth_of(folders: dict[str, Path], prompt: list[int]) -> list[int]:

@@ -15,8 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoding import graphs
-from decoding.cache import KVCache
+from decoding import graphs, pool
 
 
 class Device:
@@ -62,7 +61,7 @@ def refuse(*arguments: object) -> None:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Device:
     """Put the stand-ins in the place of ``torch.cuda`` and make the processor a device that graphs are captured on."""
-    seen, decode = Device(), graphs.decode
+    seen = Device()
     main = seen.stream("main")
 
     @contextmanager
@@ -74,30 +73,38 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Device:
         yield
         seen.capturing = None
 
-    def decode_or_record(weights: Any, cache: KVCache, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        if seen.capturing is None:
-            seen.calls.append("decode")
-            return decode(weights, cache, numbers)
-        frozen, before = cache.length, cache.buffer.clone()
-        with monkeypatch.context() as patch:
-            for name in ("__int__", "__index__", "__bool__", "__float__", "item", "tolist"):
-                patch.setattr(Tensor, name, refuse)
-            outputs = decode(weights, cache, numbers)
-        cache.buffer.copy_(before)  # a capture runs nothing
-        for output in outputs:
-            output.fill_(torch.nan)
+    def recording(decode: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Return ``decode`` as a capture has it: frozen but for its static tensor, the last argument."""
 
-        def again() -> None:
-            length, cache.length = cache.length, frozen
-            for output, found in zip(outputs, decode(weights, cache, numbers), strict=True):
-                output.copy_(found)
-            cache.length = length
+        def decode_or_record(*given: Any) -> tuple[Tensor, Tensor]:
+            if seen.capturing is None:
+                seen.calls.append("decode")
+                return decode(*given)
+            cache = given[-2]
+            frozen, before = getattr(cache, "length", 0), cache.buffer.clone()
+            with monkeypatch.context() as patch:
+                for name in ("__int__", "__index__", "__bool__", "__float__", "item", "tolist"):
+                    patch.setattr(Tensor, name, refuse)
+                outputs = decode(*given)
+            cache.buffer.copy_(before)  # a capture runs nothing
+            for output in outputs:
+                output.fill_(torch.nan)
 
-        seen.capturing.again = again
-        return outputs
+            def again() -> None:
+                length = getattr(cache, "length", 0)
+                cache.length = frozen
+                for output, found in zip(outputs, decode(*given), strict=True):
+                    output.copy_(found)
+                cache.length = length
+
+            seen.capturing.again = again
+            return outputs
+
+        return decode_or_record
 
     monkeypatch.setattr(graphs, "DEVICE_TYPES", ("cpu",))
-    monkeypatch.setattr(graphs, "decode", decode_or_record)
+    monkeypatch.setattr(graphs, "decode", recording(graphs.decode))
+    monkeypatch.setattr(pool, "decode_texts", recording(pool.decode_texts))
     monkeypatch.setattr(torch.cuda, "device", lambda device: seen.stream("device"))
     monkeypatch.setattr(torch.cuda, "Stream", lambda: seen.stream("side"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)

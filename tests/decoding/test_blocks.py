@@ -45,9 +45,7 @@ def reference(model: torch.nn.Module, positions: list[int], leading: list[int]) 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("leading", [[9] * 9, [4] * 9, [1, 2, 3, 4, 5, 6, 7, 8, 9], [0, 0, 9, 9, 1, 1, 5, 5, 0]])
 @pytest.mark.parametrize("member", ["llama", "qwen3"])
-def test_rows_see_the_prefix_and_the_leading_rows(
-    tmp_path: Path, engine: str, leading: list[int], member: str
-) -> None:
+def test_rows_see_the_prefix_and_the_leading_rows(tmp_path: Path, engine: str, leading: list[int], member: str) -> None:
     model, target = save_model(tmp_path, member), load(tmp_path, engine)
     positions = [21, 25, 22, 29, 23, 24, 28, 27, 26]
     cache = target.new_cache(256)

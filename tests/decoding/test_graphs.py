@@ -184,7 +184,7 @@ def test_a_prepared_cache_holds_numbers_alone(tmp_path: Path, device: Device) ->
     assert cache.buffer.isfinite().all()  # a masked row enters attention with weight 0, and 0 x NaN is NaN
 
 
-def test_many_texts_at_once_are_not_captured(tmp_path: Path, device: Device) -> None:
+def test_many_texts_in_separate_caches_are_not_captured(tmp_path: Path, device: Device) -> None:
     save_model(tmp_path)
     target = load(tmp_path)
     caches = [target.new_cache(64) for _ in range(3)]
@@ -200,7 +200,7 @@ def test_a_prompt_behind_a_shared_beginning_is_read_without_a_graph(tmp_path: Pa
     prompts = [(*start, *(5 + (i * i + number) % 40 for i in range(430))) for number in range(4)]
     found = answer(target, [Job(prompt, Ending(8, ())) for prompt in prompts])
     assert [text.ids for text in found] == [greedy_of(model, list(prompt), 8, end=-1) for prompt in prompts]
-    assert "capture" not in device.calls
+    assert device.calls.count("capture") == 1  # of the pass that reads a token of each text
 
 
 def test_at_the_end_of_a_cache_and_beyond_the_widest_graph_trees_are_read_plainly(

@@ -128,9 +128,7 @@ def test_other_weights_are_as_they_were(tmp_path: Path) -> None:
         ({"weights": "int4"}, "weights must be int8 or None, not 'int4'"),
     ],
 )
-def test_what_int8_cannot_run_on_is_refused_in_one_line(
-    tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
+def test_what_int8_cannot_run_on_is_refused_in_one_line(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     save_model(tmp_path)
     with pytest.raises(ValueError, match=f"^{message}[^\n]*$"):
         load(tmp_path, **options)

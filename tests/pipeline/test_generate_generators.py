@@ -121,6 +121,8 @@ def test_a_batch_has_the_tokens_of_its_prompts(twin: Path, weights: dict[str, Pa
 def test_a_twin_that_reads_text_by_text_is_no_batch(twin: Path, weights: dict[str, Path]) -> None:
     generator = import_target(METHODS["shufflelm"].target).from_pretrained(weights["shufflelm"])
     target = TargetModel.from_pretrained(twin, engine="eager")
+    assert measure_batch(generator, target, requests(4), torch.device("cpu"))["batch_size"] == 4
+    target.reads_together = False  # as one that is spread over cards
     assert measure_batch(generator, target, requests(4), torch.device("cpu")) == {}
 
 

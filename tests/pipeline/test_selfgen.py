@@ -177,9 +177,7 @@ def without_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_tokenizer")
-def test_a_killed_run_goes_on_and_ends_the_same(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on_and_ends_the_same(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = selfgen.self_generate(given_of(folder, tmp_path / "whole" / "text.jsonl", 200))
     real, calls = batching.answer, []
 

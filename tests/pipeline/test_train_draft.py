@@ -124,9 +124,7 @@ def test_tokens_a_step_are_those_of_a_chain() -> None:
     assert tokens_per_step([[False] * 10], 4) == 1
 
 
-def test_training_learns_and_saves_a_model_that_loads(
-    target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_learns_and_saves_a_model_that_loads(target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_draft, "TOKENS_PER_BATCH", 128)
     monkeypatch.setattr(train_draft, "LEARNING_RATE", 1e-2)
     given = given_of(tmp_path, epochs=10)
@@ -149,9 +147,7 @@ def test_training_learns_and_saves_a_model_that_loads(
     assert not (tmp_path / ".draft.work").exists()
 
 
-def test_a_killed_training_goes_on_at_its_checkpoint(
-    target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_training_goes_on_at_its_checkpoint(target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_draft, "CHECKPOINT_STEPS", 2)
     monkeypatch.setattr(train_draft, "TOKENS_PER_BATCH", 256)
     whole = given_of(tmp_path, output=tmp_path / "whole")

@@ -169,9 +169,7 @@ def test_sampled_text_follows_the_targets_distribution(tmp_path: Path) -> None:
     parts = saved(tmp_path / "mixer", new_mixer(tuple(range(V))))
     decoder = SpeculativeDecoder(target, MixerDrafter.from_target(target, parts=parts, sampling=sampling), sampling)
     generator = torch.Generator().manual_seed(0)
-    counts = Counter(
-        decoder.generate(prompt, max_new_tokens=2, generator=generator).output_ids for _ in range(draws)
-    )
+    counts = Counter(decoder.generate(prompt, max_new_tokens=2, generator=generator).output_ids for _ in range(draws))
     expected = {}
     first = sampling.probabilities(logits_of(model, prompt))
     for token in first.nonzero().flatten().tolist():

@@ -1,0 +1,132 @@
+r"""Caches of many texts in one buffer, so that one forward pass reads the next token of each.
+
+For throughput on the engine that torch runs: the compiled one reads separate caches by itself. Every pass goes over all
+places of the pool, those of texts that are over too, whose rows are of no account: the shapes never change, and on CUDA
+the pass is captured as a graph (:mod:`decoding.graphs`). In reduced precision a row's logits depend a little on the
+number of places; in float32 they are those of the text read alone.
+
+Example::
+
+    caches = CachePool(32, weights, capacity=512).caches()
+    target.prefill(caches[0], prompt_ids)                             # each is a cache like any other
+    logits, hidden = read_together([caches[0], caches[5]], [17, 4])   # one token behind each: [2, V], [2, d]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from decoding import graphs
+from decoding.cache import KVCache, additive
+from decoding.llama import LlamaWeights, forward
+
+
+class PooledCache(KVCache):
+    """The cache of one text, a place of a pool."""
+
+    pool: CachePool
+    place: int
+
+
+class CachePool:
+    """Room for the caches of ``count`` texts, ``[layers, 2, count, kv_heads, capacity, head_dim]``.
+
+    Args:
+        count: places for texts.
+        weights: of the model that reads; all on one device.
+        capacity: rows of each.
+
+    Attributes:
+        problem: why passes are not captured on a device that could, in one line; None while they are.
+    """
+
+    def __init__(self, count: int, weights: LlamaWeights, capacity: int) -> None:
+        self.weights, self.capacity = weights, capacity
+        device = weights.embedding.device
+        shape = (len(weights.layers), 2, count, weights.num_kv_heads, capacity, weights.head_dim)
+        # Zeros, not empty: a masked row still enters attention with weight 0, and 0 x NaN is NaN.
+        self.buffer = torch.zeros(shape, dtype=weights.embedding.dtype, device=device)
+        self.problem: str | None = None
+        self._places = torch.arange(count, device=device)
+        self._captured: tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor] | None = None
+
+    def caches(self) -> list[PooledCache]:
+        """Return a cache for each place. They hold the pool, and it does not hold them."""
+        caches = [PooledCache.over(self.buffer[:, :, place]) for place in range(len(self._places))]
+        for place, cache in enumerate(caches):
+            cache.pool, cache.place = self, place
+        return caches
+
+    @torch.inference_mode()
+    def read(
+        self, places: Sequence[int], tokens: Sequence[int], rows: Sequence[int]
+    ) -> tuple[Float[Tensor, "n v"], Float[Tensor, "n d"]]:
+        """Read a token of each text named by its place, into these rows; return logits and hidden states."""
+        # What is read for the other places goes to their last row, which a text that is over no longer needs.
+        numbers = torch.tensor([[0], [self.capacity - 1]]).repeat(1, len(self._places))
+        numbers[:, list(places)] = torch.tensor([tokens, rows])
+        logits, hidden = self._run(numbers)
+        asked = torch.tensor(places, device=logits.device)
+        return logits[asked], hidden[asked]
+
+    def _run(self, numbers: Int[Tensor, "2 n"]) -> tuple[Tensor, Tensor]:
+        device = self.buffer.device
+        if device.type not in graphs.DEVICE_TYPES or self.problem is not None:
+            return decode_texts(self, numbers.to(device))
+        if self._captured is None:
+            try:
+                self._captured = graphs.record(lambda static: decode_texts(self, static), numbers, device)
+            except RuntimeError as error:
+                self.problem = (str(error) or type(error).__name__).splitlines()[0]
+                return decode_texts(self, numbers.to(device))
+        graph, static, logits, hidden = self._captured
+        static.copy_(numbers)
+        graph.replay()
+        return logits, hidden
+
+    def write(
+        self,
+        layer: int,
+        keys: Float[Tensor, "n kv hd"],
+        values: Float[Tensor, "n kv hd"],
+        rows: Int[Tensor, " n"] | None = None,
+    ) -> None:
+        """Write one row of each text, at its place in ``rows``."""
+        assert rows is not None
+        for rows_of, new in zip(self.buffer[layer], (keys, values), strict=True):
+            rows_of[self._places, :, rows] = new
+
+    def attend(
+        self, layer: int, queries: Float[Tensor, "n h hd"], mask: Float[Tensor, "n 1 1 capacity"]
+    ) -> Float[Tensor, "n h hd"]:
+        """Attend, each query over its own text."""
+        keys, values = self.buffer[layer]
+        grouped = queries.view(len(queries), keys.shape[1], -1, queries.shape[-1])
+        found = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
+        return found.reshape(queries.shape)
+
+
+def read_together(
+    caches: Sequence[KVCache], tokens: Sequence[int]
+) -> tuple[Float[Tensor, "n v"], Float[Tensor, "n d"]] | None:
+    """Read one token behind the committed rows of each cache; the caller commits them. None: they share no pool."""
+    pooled = [cache for cache in caches if isinstance(cache, PooledCache)]
+    if len(pooled) < len(caches) or len({id(cache.pool) for cache in pooled}) != 1:
+        return None
+    return pooled[0].pool.read([cache.place for cache in pooled], tokens, [cache.length for cache in pooled])
+
+
+def decode_texts(pool: CachePool, numbers: Int[Tensor, "2 n"]) -> tuple[Float[Tensor, "n v"], Float[Tensor, "n d"]]:
+    """Return logits and hidden states; ``numbers`` are each text's token, and the row that it is written to."""
+    weights = pool.weights
+    tokens, rows = numbers
+    visible = torch.arange(pool.capacity, device=rows.device) <= rows[:, None]
+    mask = additive(visible, weights.embedding.dtype)[:, None, None]
+    positions = rows.clamp(max=weights.config.max_position_embeddings - 1)  # of a text that is over
+    hidden = forward(weights, tokens, positions, pool, mask, rows)
+    return weights.head(hidden), hidden
