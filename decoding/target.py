@@ -281,7 +281,7 @@ class TargetModel:
 
     @torch.inference_mode()
     def read_each(self, caches: Sequence[KVCache], tokens: Sequence[int]) -> TreeOutput:
-        """Read and commit a token of each text; row i says what comes next in text i. One pass for :meth:`new_caches`."""
+        """Read and commit a token of each text; row i says what follows in text i. One pass for :meth:`new_caches`."""
         for cache in caches:
             cache.check_room(1)
         if self.native is not None:

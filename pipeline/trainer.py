@@ -8,6 +8,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.training_work import keep_freed_memory, stopwatch, trains_in_bfloa
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+SMALL = 50_000_000  # parameters
 CHECKPOINTS = 10  # in the course of a training, and as often the validation loss is measured
 
 
@@ -51,12 +53,15 @@ class ChangesInTraining(Protocol):
         """Take note of the share of training that is done."""
 
 
-def training_arguments(recipe: Recipe, work: Path) -> TrainingArguments:
+def training_arguments(recipe: Recipe, work: Path, num_parameters: int) -> TrainingArguments:
     """Return what transformers' Trainer is told; under a launcher it finds the other processes by itself."""
     import torch
     from transformers import TrainingArguments
 
     on_cpu = not torch.cuda.is_available()
+    # The kernels of a small model are shorter on a GPU than the time that starting them takes, and mixed precision adds
+    # casts to them. TF32 adds none, and is fast enough.
+    is_small = not on_cpu and num_parameters < SMALL
     every = max(1, recipe.steps // CHECKPOINTS)
     return TrainingArguments(
         output_dir=str(work / "checkpoints"),
@@ -71,7 +76,8 @@ def training_arguments(recipe: Recipe, work: Path) -> TrainingArguments:
         optim="adamw_torch_fused",
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
-        bf16=trains_in_bfloat16(),
+        bf16=trains_in_bfloat16() and not is_small,
+        tf32=True if is_small and torch.cuda.get_device_capability() >= (8, 0) else None,
         eval_strategy="steps",
         eval_steps=every,
         save_steps=every,
@@ -80,6 +86,7 @@ def training_arguments(recipe: Recipe, work: Path) -> TrainingArguments:
         seed=recipe.seed,
         data_seed=recipe.seed,
         report_to="none",
+        logging_nan_inf_filter=False,  # a loss that is no number is to be seen
         remove_unused_columns=False,
         label_names=["labels"],
         prediction_loss_only=True,
@@ -88,23 +95,34 @@ def training_arguments(recipe: Recipe, work: Path) -> TrainingArguments:
 
 
 def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, recipe: Recipe, work: Path) -> Trainer:
-    """Return transformers' Trainer over whole batches; the model is given the recipe's dropout."""
+    """Return transformers' Trainer over whole batches; the model is given the recipe's dropout.
+
+    Training raises ``UserError`` where the loss is no number any more.
+    """
     from transformers import Trainer, TrainerCallback
 
     from shuffle.dropout import add_dropout
 
     class Progress(TrainerCallback):
-        """Tells a model that changes in the course of training how far it is."""
+        """Tells a model that changes in the course of training how far it is, and ends one that has gone astray."""
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
             if isinstance(model, ChangesInTraining):
                 model.set_progress(state.global_step / state.max_steps)
 
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
+            # Before the step's checkpoint is written, so that the last one is whole.
+            if not all(math.isfinite(float(logs.get(name, 0.0))) for name in ("loss", "eval_loss")):
+                raise UserError(
+                    f"the loss is no number any more at step {state.global_step}: a lower --learning-rate"
+                    f" (now {recipe.learning_rate}) may help; the same command goes on from the last checkpoint"
+                )
+
     keep_freed_memory()
     add_dropout(model, recipe.dropout)
     return Trainer(
         model=model,
-        args=training_arguments(recipe, work),
+        args=training_arguments(recipe, work, model.num_parameters()),
         train_dataset=train,
         eval_dataset=validation,
         data_collator=lambda items: items[0],

@@ -109,6 +109,13 @@ def test_the_twins_answers_are_its_greedy_ones_and_what_has_no_end_is_none(
     assert 0 < kept < 40
 
 
+def test_a_training_that_goes_astray_is_one_line_and_no_model(pairs: Path, tmp_path: Path) -> None:
+    said = run("autoregressive", pairs, tmp_path / "astray", status=1, **{"learning-rate": 1e30})
+    assert "the loss is no number any more at step" in said.splitlines()[-1]
+    assert "(now 1e+30)" in said.splitlines()[-1]
+    assert not (tmp_path / "astray").exists()
+
+
 def test_a_checkpoint_that_a_kill_left_in_parts_is_not_gone_on_with(tmp_path: Path) -> None:
     for step, files in ((10, ["model.safetensors", "trainer_state.json"]), (20, ["model.safetensors"])):
         (tmp_path / f"checkpoint-{step}").mkdir()
