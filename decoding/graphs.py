@@ -10,7 +10,8 @@ the committed prefix. One graph therefore serves every step of one width on one 
 A capture that fails (a driver that cannot, memory that runs out) ends the use of graphs for the model; its steps are
 then run plainly, and :attr:`decoding.target.TargetModel.engine` says "eager" in place of "cuda-graph".
 
-The logic is tested on a CPU against stand-ins of ``torch.cuda``. It has NOT been run on hardware yet.
+The logic is tested on a CPU against stand-ins of ``torch.cuda``, on a card by ``tests/test_on_device.py``. On an H200
+a step of SmolLM2-135M took 2.5 ms as a graph and 21 ms kernel by kernel (docs/gpu.md).
 
 Example::
 

@@ -27,7 +27,8 @@ class Generator:
     ``model``, ``config`` and ``generator`` are ``module:name``: what is trained, its configuration, and what generates
     with it. ``settings`` gives the type of each key of its own that a configuration may set, unless the name stands for
     it. ``distilled`` models learn from what the twin answers instead of from the references (sequence-level
-    distillation: Kim and Rush 2016).
+    distillation: Kim and Rush 2016). Those ``from_twin`` start from the twin's weights and not from random ones: they
+    have learned twice as long as the twin, and know its words before they learn to say them at once.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Generator:
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     distilled: bool = False
+    from_twin: bool = False
 
     @property
     def module(self) -> str:
@@ -50,7 +52,8 @@ class Generator:
     @property
     def definition(self) -> str:
         """What the name stands for, as text that changes when that does."""
-        return " ".join([self.model, self.config, *(f"{k}={v!r}" for k, v in self.training.items())])
+        start = ["from the twin"] if self.from_twin else []
+        return " ".join([self.model, self.config, *(f"{k}={v!r}" for k, v in self.training.items()), *start])
 
 
 SHUFFLELM: Mapping[str, Any] = {
@@ -84,7 +87,7 @@ TWOSTREAM: Mapping[str, Any] = {
 }
 
 
-def _shufflelm(distilled: bool = False, **training: Any) -> Generator:
+def _shufflelm(distilled: bool = False, from_twin: bool = False, **training: Any) -> Generator:
     return Generator(
         "shuffle.shufflelm.model:ShuffleLM",
         "shuffle.shufflelm.config:ShuffleConfig",
@@ -92,26 +95,29 @@ def _shufflelm(distilled: bool = False, **training: Any) -> Generator:
         SHUFFLELM,
         training,
         distilled,
+        from_twin,
     )
 
 
-def _diffusion(distilled: bool = False) -> Generator:
+def _diffusion(distilled: bool = False, from_twin: bool = False) -> Generator:
     return Generator(
         "shuffle.diffusion.model:DiffusionTransformer",
         "shuffle.diffusion.config:DiffusionConfig",
         "shuffle.diffusion.generator:DiffusionGenerator",
         DIFFUSION,
         distilled=distilled,
+        from_twin=from_twin,
     )
 
 
-def _twostream(distilled: bool = False) -> Generator:
+def _twostream(distilled: bool = False, from_twin: bool = False) -> Generator:
     return Generator(
         "shuffle.twostream.model:LlamaTwoStreamForCausalLM",
         "shuffle.twostream.config:TwoStreamConfig",
         "shuffle.twostream.generator:TwoStreamGenerator",
         TWOSTREAM,
         distilled=distilled,
+        from_twin=from_twin,
     )
 
 
@@ -120,6 +126,8 @@ GENERATORS: Mapping[str, Generator] = {
     "shufflelm": _shufflelm(),
     "shufflelm_distilled": _shufflelm(distilled=True),
     "shufflelm_distilled_glancing": _shufflelm(distilled=True, glancing=0.5),  # as GLAT is trained
+    "shufflelm_from_twin": _shufflelm(distilled=True, from_twin=True),
+    "shufflelm_from_twin_glancing": _shufflelm(distilled=True, from_twin=True, glancing=0.5),
     # one thing removed in turn
     "shufflelm_identity_matching": _shufflelm(matching="identity"),
     "shufflelm_no_mixer": _shufflelm(num_mixer_layers=0),
@@ -128,6 +136,8 @@ GENERATORS: Mapping[str, Generator] = {
     "shufflelm_glancing": _shufflelm(glancing=0.5),
     "diffusion": _diffusion(),
     "diffusion_distilled": _diffusion(distilled=True),
+    "diffusion_from_twin": _diffusion(distilled=True, from_twin=True),
     "twostream": _twostream(),
     "twostream_distilled": _twostream(distilled=True),
+    "twostream_from_twin": _twostream(distilled=True, from_twin=True),
 }

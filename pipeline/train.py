@@ -150,8 +150,15 @@ def description(given: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
         "backbone": given.backbone,
         "options": given.options,
         "start_from": given.start_from,
+        "start_from_sha256": weights_of(given.start_from),
         **asdict(recipe),
     }
+
+
+def weights_of(start_from: str | None) -> str | None:
+    """Return a hash of the weights that a training starts from; None for random ones, and those of a hub."""
+    files = sorted(Path(start_from).glob("*.safetensors")) if start_from else []
+    return sha256_of_all(files) if files else None
 
 
 def record_of(generator: str) -> str:

@@ -211,6 +211,11 @@ def distilled(wildcards):
     return f"results/twins/{wildcards.twin}/distilled.jsonl" if GENERATORS[wildcards.generator].distilled else []
 
 
+def twin_to_start_from(wildcards):
+    """The twin's record, for a generator that starts from its weights."""
+    return f"results/models/{wildcards.twin}/source.json" if GENERATORS[wildcards.generator].from_twin else []
+
+
 def trained_records():
     """The records of everything that is trained for the cells of this configuration, with a loss curve beside each."""
     parts = {

@@ -92,12 +92,15 @@ rule distill:
 rule train_generator:
     """Train a model that generates in parallel on what its twin learned from, or on the twin's answers. It takes half the cores.
 
+    One that starts from the twin's weights also gets: --start-from results/models/verbalized
+
     python -m pipeline.train --generator shufflelm --pairs results/twins/verbalized/pairs --backbone '{"hidden_size": 192}'
         --options '{}' --steps 600 --batch-size 64 --learning-rate 0.002 --seed 0 --output results/twins/verbalized/shufflelm
     """
     input:
         pairs=f"{PAIRS}/pairs.json",
         distilled=distilled,
+        twin=twin_to_start_from,
         sources=lambda wildcards: sources_of("pipeline.train", GENERATORS[wildcards.generator].module),
     output:
         record="results/twins/{twin}/{generator}/generator.json",
@@ -105,6 +108,7 @@ rule train_generator:
         definition=lambda wildcards: GENERATORS[wildcards.generator].definition,
         pairs=subpath(input.pairs, parent=True),
         distilled=lambda wildcards, input: ["--distilled", str(input.distilled)] if input.distilled else [],
+        start=lambda wildcards, input: ["--start-from", str(Path(input.twin).parent)] if input.twin else [],
         backbone=backbone,
         options=lambda wildcards: generator_options(wildcards.twin, wildcards.generator),
         recipe=recipe,
@@ -117,6 +121,6 @@ rule train_generator:
     message:
         "Training {wildcards.generator} beside {wildcards.twin}"
     shell:
-        "python -m pipeline.train --generator {wildcards.generator:q} --pairs {params.pairs:q} {params.distilled:q}"
+        "python -m pipeline.train --generator {wildcards.generator:q} --pairs {params.pairs:q} {params.distilled:q} {params.start:q}"
         " --backbone {params.backbone:q} --options {params.options:q} {params.recipe:q}"
         " --device {params.device} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"
