@@ -39,6 +39,15 @@ class BackboneSettings(Section):
         return self
 
 
+class FineTuning(Section):
+    """How generators learn that start from the twin's weights, where that differs from how the twin learned."""
+
+    steps: Positive | None = None
+    batch_size: Positive | None = None
+    learning_rate: Rate | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+
 class TwinSettings(Section):
     """What a twin learns from, how, and which methods generate what it does.
 
@@ -48,6 +57,7 @@ class TwinSettings(Section):
         max_target_tokens: pairs with a longer target are not learned from; all are evaluated.
         dropout: of embeddings and residual branches, for the twin and all its generators.
         length_pool: batches whose pairs are sorted by length together, for less padding; 1: none.
+        fine_tuning: the recipe of generators that start from the twin; what it does not name is as above.
         generators: settings of a generator's own configuration, by the name of its weights.
         methods: the twin itself (``autoregressive``), its parallel generators, and drafters that need no trained part.
         num_prompts: prompts of the test split, ``batch_size`` of which are also generated at once.
@@ -65,6 +75,7 @@ class TwinSettings(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     length_pool: Positive = 1
     seed: Seed = 0
+    fine_tuning: FineTuning = FineTuning()
     generators: dict[str, dict[str, Any]] = Field(default={})
     dtypes: Annotated[list[Dtype], Field(min_length=1), Differing] = Field(default=["float32"])
     num_prompts: Positive

@@ -192,10 +192,14 @@ def compared_parts():
 
 
 def recipe(wildcards):
-    """What a twin and all its generators share, as arguments."""
+    """What a twin and all its generators share, as arguments; one that starts from the twin may have a recipe of its own."""
     twin = SETTINGS.twins[wildcards.twin]
     names = ("steps", "batch_size", "learning_rate", "dropout", "length_pool", "seed")
-    return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(twin, name)))]
+    values = {name: getattr(twin, name) for name in names}
+    generator = GENERATORS.get(getattr(wildcards, "generator", ""))  # none: the twin itself
+    if generator and generator.from_twin:
+        values |= twin.fine_tuning.model_dump(exclude_none=True)
+    return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def backbone(wildcards):

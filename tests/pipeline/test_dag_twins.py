@@ -11,13 +11,16 @@ import yaml
 
 from tests.pipeline.dag import cells_of, copy_project, plan, snakemake
 
-METHODS = ("autoregressive", "diffusion_2_passes", "diffusion_4_passes", "shufflelm", "shufflelm_distilled")
+METHODS = (
+    *("autoregressive", "diffusion_2_passes", "diffusion_4_passes", "shufflelm", "shufflelm_distilled"),
+    "twostream_from_twin",
+)
 RUN = ("--configfile", "twins.yaml")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run of two twins, one of which has a generator that learns from its answers."""
+    """A whole run of two twins, one of which has generators that learn from its answers, or start from it as well."""
     project = copy_project(tmp_path_factory.mktemp("project"))
     limits = {"num_prompts": 1, "max_new_tokens": 2}
     one = {"task": "verbalized_plain", "methods": {name: {} for name in METHODS}}
@@ -25,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = {"profile": "twins", "twins": {"one": one | limits, "other": other | limits}}
     (project / "twins.yaml").write_text(yaml.safe_dump(values))
     counts = plan(project, *RUN)
-    expected = {"pairs": 2, "train_twin": 2, "train_generator": 4, "distill": 1, "generate": 7, "score": 7, "curves": 1}
+    expected = {"pairs": 2, "train_twin": 2, "train_generator": 5, "distill": 1, "generate": 8, "score": 8, "curves": 1}
     assert {rule: counts[rule] for rule in expected} == expected
     assert "Exception" not in snakemake(project, *RUN)  # no rule is asked for what is not its own
     return project
@@ -56,14 +59,16 @@ def test_a_changed_sampler_trains_nothing(finished: Path) -> None:
 
 def test_a_changed_model_is_trained_again_and_no_other(finished: Path) -> None:
     counts = changed(finished, "shuffle/twostream/model.py")
-    assert counts["train_generator"] == 1
-    assert cells_of(counts, "Timing") == {("twostream", "multi30k_plain")}
+    assert counts["train_generator"] == 2
+    both = {("twostream", "multi30k_plain"), ("twostream_from_twin", "verbalized_plain")}
+    assert cells_of(counts, "Timing") == both
 
 
 def test_a_changed_distillation_concerns_who_learns_from_it(finished: Path) -> None:
     counts = changed(finished, "pipeline/distill.py")
-    assert counts["distill"] == counts["train_generator"] == 1
-    assert cells_of(counts, "Timing") == {("shufflelm_distilled", "verbalized_plain")}
+    assert (counts["distill"], counts["train_generator"]) == (1, 2)
+    learners = {("shufflelm_distilled", "verbalized_plain"), ("twostream_from_twin", "verbalized_plain")}
+    assert cells_of(counts, "Timing") == learners
 
 
 def test_a_changed_figure_costs_a_figure(finished: Path) -> None:
@@ -83,3 +88,20 @@ def test_a_setting_of_one_generator_trains_it_alone(finished: Path) -> None:
         path.write_text(before)
     assert counts["train_generator"] == 1
     assert cells_of(counts, "Timing") == {(name, "verbalized_plain") for name in METHODS if "diffusion" in name}
+
+
+def test_who_starts_from_the_twin_may_have_a_recipe_of_its_own(finished: Path) -> None:
+    path = finished / "twins.yaml"
+    before = path.read_text()
+    values = yaml.safe_load(before)
+    values["twins"]["one"]["fine_tuning"] = {"steps": 7, "learning_rate": 0.001}
+    path.write_text(yaml.safe_dump(values))
+    try:
+        counts, told = plan(finished, *RUN), snakemake(finished, "--dry-run", "--printshellcmds", *RUN)
+    finally:
+        path.write_text(before)
+    assert counts["train_generator"] == 1
+    assert cells_of(counts, "Timing") == {("twostream_from_twin", "verbalized_plain")}
+    (command,) = (line for line in told.splitlines() if "-m pipeline.train " in line)
+    assert "--start-from results/models/one " in command
+    assert "--steps 7 --batch-size 64 --learning-rate 0.001 " in command

@@ -84,6 +84,16 @@ def test_each_kind_of_generator_is_trained_and_loads(name: str, pairs: Path, twi
     assert 0 < len(generator.generate(prompt, max_new_tokens=12).output_ids) <= 12
 
 
+def test_a_generator_begins_with_its_twins_weights_and_says_which(pairs: Path, twin: Path, tmp_path: Path) -> None:
+    run("twostream_from_twin", pairs, tmp_path / "out", **{"start-from": twin, "learning-rate": 1e-9})
+    begun = load_file(tmp_path / "out/model.safetensors")["backbone.layers.0.mlp.up_proj.weight"]
+    theirs = load_file(twin / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    torch.testing.assert_close(begun, theirs, atol=1e-6, rtol=0)
+    record = json.loads((tmp_path / "out/generator.json").read_text())
+    assert record["start_from"] == str(twin)
+    assert record["start_from_sha256"] == json.loads((twin / "source.json").read_text())["weights_sha256"]
+
+
 def test_the_twins_answers_are_its_greedy_ones_and_what_has_no_end_is_none(
     twin: Path, pairs: Path, tmp_path: Path
 ) -> None:
