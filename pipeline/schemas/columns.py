@@ -131,8 +131,8 @@ COLUMNS: dict[str, pa.Column] = {
     # many prompts at once: only for models that generate in parallel
     "batch_size": whole(
         "prompts",
-        "prompts generated at once for the five figures that follow; all empty where the twin runs on another engine "
-        "than `native`, which alone reads many texts in one pass",
+        "prompts generated at once for the five figures that follow; all empty where the twin is spread over several "
+        "devices, and would read text by text",
         ge=1,
     ),
     "batch_tokens_per_second": real(
