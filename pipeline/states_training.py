@@ -25,7 +25,7 @@ from pipeline.errors import written_down
 from pipeline.files import write_reason
 from pipeline.heads_states import States
 from pipeline.training_device import add_device, claim_device
-from pipeline.training_work import keep_freed_memory, last_checkpoint, trains_in_bfloat16
+from pipeline.training_work import guard, keep_freed_memory, last_checkpoint, trains_in_bfloat16
 
 Settings = TypeVar("Settings")
 
@@ -68,6 +68,7 @@ def fit(
         use_cpu=on_cpu,
         bf16=trains_in_bfloat16(),
         logging_steps=10,
+        logging_nan_inf_filter=False,
         save_steps=save_steps,
         save_total_limit=1,
         seed=schedule.seed,
@@ -79,7 +80,13 @@ def fit(
     )
     keep_freed_memory()
     # Nothing is collated: the data hands out whole batches.
-    trainer = Trainer(model=module, args=arguments, train_dataset=data, data_collator=lambda batch: batch)  # type: ignore[arg-type, return-value]
+    trainer = Trainer(
+        model=module,
+        args=arguments,
+        train_dataset=data,
+        data_collator=lambda batch: batch,  # type: ignore[arg-type, return-value]
+        callbacks=[guard()],
+    )
     last = last_checkpoint(work / "checkpoints")
     if last:
         say(f"going on from {Path(last).name}")

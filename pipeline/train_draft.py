@@ -38,6 +38,7 @@ from pipeline.files import json_lines, sha256_of, write_reason
 from pipeline.selfgen import most_frequent
 from pipeline.training_device import add_device, claim_device
 from pipeline.training_work import (
+    guard,
     keep_freed_memory,
     last_checkpoint,
     prepared_work,
@@ -131,6 +132,7 @@ def train(objective: DraftObjective, batches: list[dict[str, Tensor]], epochs: i
         save_steps=CHECKPOINT_STEPS,
         save_total_limit=1,
         logging_steps=5,
+        logging_nan_inf_filter=False,
         seed=seed,
         report_to=[],
         remove_unused_columns=False,
@@ -141,7 +143,7 @@ def train(objective: DraftObjective, batches: list[dict[str, Tensor]], epochs: i
         args=arguments,
         train_dataset=cast("Dataset[Any]", batches),
         data_collator=lambda examples: cast("dict[str, Any]", examples[0]),
-        callbacks=[stopwatch(work)],
+        callbacks=[guard(), stopwatch(work)],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     return [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -8,7 +8,6 @@ Example::
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pipeline.errors import UserError
 from pipeline.training_examples import Batches
-from pipeline.training_work import keep_freed_memory, stopwatch, trains_in_bfloat16
+from pipeline.training_work import guard, keep_freed_memory, stopwatch, trains_in_bfloat16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -104,19 +103,11 @@ def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, re
     from shuffle.dropout import add_dropout
 
     class Progress(TrainerCallback):
-        """Tells a model that changes in the course of training how far it is, and ends one that has gone astray."""
+        """Tells a model that changes in the course of training how far it is."""
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
             if isinstance(model, ChangesInTraining):
                 model.set_progress(state.global_step / state.max_steps)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
-            # Before the step's checkpoint is written, so that the last one is whole.
-            if not all(math.isfinite(float(logs.get(name, 0.0))) for name in ("loss", "eval_loss")):
-                raise UserError(
-                    f"the loss is no number any more at step {state.global_step}: a lower --learning-rate"
-                    f" (now {recipe.learning_rate}) may help; the same command goes on from the last checkpoint"
-                )
 
     keep_freed_memory()
     add_dropout(model, recipe.dropout)
@@ -126,5 +117,5 @@ def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, re
         train_dataset=train,
         eval_dataset=validation,
         data_collator=lambda items: items[0],
-        callbacks=[Progress(), stopwatch(work)],
+        callbacks=[Progress(), guard(), stopwatch(work)],
     )

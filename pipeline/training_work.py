@@ -14,12 +14,14 @@ from __future__ import annotations
 import csv
 import ctypes
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import UserError
 from pipeline.files import atomic_write
 
 if TYPE_CHECKING:
@@ -86,6 +88,25 @@ def stopwatch(work: Path) -> TrainerCallback:
             atomic_write(work / SECONDS, f"{self.before + time.perf_counter() - self.started}\n")
 
     return Stopwatch()
+
+
+def guard() -> TrainerCallback:
+    """Return what ends a training whose loss is no number any more.
+
+    Needs ``logging_nan_inf_filter=False``: transformers' Trainer else logs such a loss as none. Raises ``UserError``.
+    """
+    from transformers import TrainerCallback
+
+    class Guard(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
+            # Before the step's checkpoint is written, so that the last one is whole.
+            if not all(math.isfinite(float(logs.get(name, 0.0))) for name in ("loss", "eval_loss")):
+                raise UserError(
+                    f"the loss is no number any more at step {state.global_step}: a lower learning rate"
+                    f" (now {args.learning_rate}) may help; the same command goes on from the last checkpoint"
+                )
+
+    return Guard()
 
 
 def spent_seconds(work: Path) -> float:

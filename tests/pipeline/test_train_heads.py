@@ -7,6 +7,7 @@ import json
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,12 @@ def test_training_lowers_the_loss_and_writes_all_of_the_folder(trained: Path, te
     assert all(0 <= share <= 1 and sum(row) <= 1.001 for row in record.top_accuracies for share in row)
     assert {file.name for file in trained.iterdir()} == {"heads.json", "heads.safetensors", "loss.csv"}
     assert [file.name for file in trained.parent.iterdir()] == ["heads"]  # no work folder stays behind
+
+
+def test_heads_that_go_astray_are_told_and_not_written(model_dir: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no number any more at step \d+: a lower learning rate \(now 1e\+30\)"):
+        train_heads(model_dir, text, tmp_path / "heads", replace(SETTINGS, learning_rate=1e30))
+    assert not (tmp_path / "heads").exists()
 
 
 def test_trained_heads_guess_what_the_target_says(trained: Path, model_dir: Path, text: Path) -> None:
