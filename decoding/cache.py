@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -26,22 +26,6 @@ from torch import Tensor
 def additive(visible: Bool[Tensor, "*b"], dtype: torch.dtype) -> Float[Tensor, "*b"]:
     """Return what attention adds to its scores: 0 where something is visible, -inf where not."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
-
-
-class Attended(Protocol):
-    """What a forward pass writes its keys and values to and attends over."""
-
-    def write(
-        self,
-        layer: int,
-        keys: Float[Tensor, "w kv hd"],
-        values: Float[Tensor, "w kv hd"],
-        rows: Int[Tensor, " w"] | None = None,
-    ) -> None:
-        """Write the rows of one forward pass."""
-
-    def attend(self, layer: int, queries: Float[Tensor, "w h hd"], mask: Float[Tensor, ...]) -> Float[Tensor, "w h hd"]:
-        """Return what the queries find under ``mask``, 0 where they may look and -inf where not."""
 
 
 class KVCache:

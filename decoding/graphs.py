@@ -136,7 +136,7 @@ class DecodeGraphs:
             try:
                 captured = capture(self.weights, cache, numbers)
             except RuntimeError as error:
-                self.problem = (str(error) or type(error).__name__).splitlines()[0]
+                self.problem = first_line(error)
                 self._captured.clear()
                 return None
             self.num_captures += 1
@@ -183,6 +183,11 @@ def mask_over_buffer(
     nodes = torch.arange(capacity, device=sees.device) - length  # below 0: the prefix; from the width on: free rows
     visible = (nodes < 0) | (sees[:, nodes.clamp(0, width - 1)] & (nodes < width))
     return additive(visible, dtype)
+
+
+def first_line(error: RuntimeError) -> str:
+    """Return why a capture failed, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def capture(weights: LlamaWeights, cache: KVCache, numbers: Int[Tensor, "w3 w"]) -> Captured:

@@ -6,7 +6,7 @@ queries and keys (Qwen3). Per layer, on ``x [w, d]``:
 
     x <- x + O(attention(rotate(QKV(rms(x)))));   x <- x + Down(silu(Gate(rms(x))) * Up(rms(x)))
 
-Keys and values go to a cache, which is also what attention asks (:mod:`decoding.cache`).
+Keys and values go to a cache, or a pool of them, which is also what attention asks (:mod:`decoding.cache`).
 
 Example::
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,11 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from decoding.cache import Attended
 from decoding.linear import Linear, make_linear
+
+if TYPE_CHECKING:
+    from decoding.cache import KVCache
+    from decoding.pool import CachePool
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -218,7 +221,7 @@ def forward(
     weights: LlamaWeights,
     tokens: Int[Tensor, " w"],
     positions: Int[Tensor, " w"],
-    cache: Attended,
+    cache: KVCache | CachePool,
     mask: Float[Tensor, ...] | None,
     rows: Int[Tensor, " w"] | None = None,
 ) -> Float[Tensor, "w d"]:
@@ -259,7 +262,7 @@ def _attention(
     h: Float[Tensor, "w d"],
     cosine: Float[Tensor, "w 1 hd"],
     sine: Float[Tensor, "w 1 hd"],
-    cache: Attended,
+    cache: KVCache | CachePool,
     mask: Float[Tensor, ...] | None,
     rows: Int[Tensor, " w"] | None,
 ) -> Float[Tensor, "w hhd"]:

@@ -55,11 +55,13 @@ class CachePool:
         self._places = torch.arange(count, device=device)
         self._captured: tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor] | None = None
 
-    def caches(self) -> list[PooledCache]:
+    def caches(self) -> list[KVCache]:
         """Return a cache for each place. They hold the pool, and it does not hold them."""
-        caches = [PooledCache.over(self.buffer[:, :, place]) for place in range(len(self._places))]
-        for place, cache in enumerate(caches):
+        caches: list[KVCache] = []
+        for place in range(len(self._places)):
+            cache = PooledCache.over(self.buffer[:, :, place])
             cache.pool, cache.place = self, place
+            caches.append(cache)
         return caches
 
     @torch.inference_mode()
@@ -76,14 +78,13 @@ class CachePool:
 
     def _run(self, numbers: Int[Tensor, "2 n"]) -> tuple[Tensor, Tensor]:
         device = self.buffer.device
-        if device.type not in graphs.DEVICE_TYPES or self.problem is not None:
-            return decode_texts(self, numbers.to(device))
-        if self._captured is None:
+        if self._captured is None and self.problem is None and device.type in graphs.DEVICE_TYPES:
             try:
                 self._captured = graphs.record(lambda static: decode_texts(self, static), numbers, device)
             except RuntimeError as error:
-                self.problem = (str(error) or type(error).__name__).splitlines()[0]
-                return decode_texts(self, numbers.to(device))
+                self.problem = graphs.first_line(error)
+        if self._captured is None:
+            return decode_texts(self, numbers.to(device))
         graph, static, logits, hidden = self._captured
         static.copy_(numbers)
         graph.replay()

@@ -205,7 +205,7 @@ class TargetModel:
     def new_caches(self, count: int, capacity: int) -> list[KVCache]:
         """Allocate caches for ``count`` texts whose tokens are read together (:meth:`read_each`), where that can be."""
         if self.native is None and self.reads_together:
-            return [*CachePool(count, self.weights, capacity).caches()]
+            return CachePool(count, self.weights, capacity).caches()
         return [self.new_cache(capacity) for _ in range(count)]
 
     @torch.inference_mode()

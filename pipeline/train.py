@@ -157,7 +157,7 @@ def description(given: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
 
 def weights_of(start_from: str | None) -> str | None:
     """Return a hash of the weights that a training starts from; None for random ones, and those of a hub."""
-    files = sorted(Path(start_from).glob("*.safetensors")) if start_from else []
+    files = list(Path(start_from).glob("*.safetensors")) if start_from else []
     return sha256_of_all(files) if files else None
 
 

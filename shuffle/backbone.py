@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaModel, PreTrainedConfig, PreTrainedModel
 
 from decoding import TargetModel
+from decoding.cache import additive
 
 
 class BackboneConfig(PreTrainedConfig):
@@ -230,8 +231,7 @@ def attention_input(visible: Bool[Tensor, "b t t"], implementation: str, dtype: 
     if implementation == "sdpa":
         return visible[:, None]
     if implementation == "eager":
-        seen = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return seen.masked_fill_(~visible, -torch.inf)[:, None]
+        return additive(visible, dtype)[:, None]
     if implementation == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask
 

@@ -140,16 +140,7 @@ def captures(decoder: SpeculativeDecoder) -> int:
 
 @pytest.mark.parametrize("method", ["medusa_typical", "fasterdecodemixer_raw"])
 def test_lossy_methods_end(method: str, folder: Path, parts: dict[str, Path]) -> None:
-    target = on_device(folder)
-    if METHODS[method].kind == "drafter":
-        decoder: Any = build_decoder(method, {}, target, parts, Sampling())
-    elif METHODS[method].kind == "generator":
-        where: dict[str, Any] = {"precision": precision_of("float32"), "device": DEVICE, "sampling": Sampling()}
-        decoder = build_generator(method, {}, parts, **where)
-    else:
-        decoder = build_peer(
-            method, {}, folder, parts, precision=precision_of("float32"), device=DEVICE, sampling=Sampling()
-        )
+    decoder = build_decoder(method, {}, on_device(folder), parts, Sampling())
     for prompt in PROMPTS:
         assert 0 < len(text_of(decoder, prompt)) <= LIMIT
 
