@@ -63,7 +63,7 @@ SHUFFLELM: Mapping[str, Any] = {
     "num_mixer_layers": NonNegativeInt,
     "prompt_attention": Literal["bidirectional", "causal"],
     "position_head": Literal["rotary", "none"],
-    "matching": Literal["assignment", "identity"],
+    "matching": Literal["assignment", "identity", "ctc"],
     "matching_warmup": Share,
     "alpha": NonNegativeFloat,
     "beta": NonNegativeFloat,
@@ -121,19 +121,25 @@ def _twostream(distilled: bool = False, from_twin: bool = False) -> Generator:
     )
 
 
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {  # one thing of ShuffleLM's removed, or added, in turn
+    "identity_matching": {"matching": "identity"},
+    "no_mixer": {"num_mixer_layers": 0},
+    "slot_order": {"matching": "identity", "position_head": "none"},
+    "ctc": {"matching": "ctc", "position_head": "none"},  # in slot order too
+    "glancing": {"glancing": 0.5},
+}
 TWIN = "autoregressive"  # what a model of the configuration's ``twins`` is itself
 GENERATORS: Mapping[str, Generator] = {
     "shufflelm": _shufflelm(),
     "shufflelm_distilled": _shufflelm(distilled=True),
     "shufflelm_distilled_glancing": _shufflelm(distilled=True, glancing=0.5),  # as GLAT is trained
     "shufflelm_from_twin": _shufflelm(distilled=True, from_twin=True),
-    "shufflelm_from_twin_glancing": _shufflelm(distilled=True, from_twin=True, glancing=0.5),
-    # one thing removed in turn
-    "shufflelm_identity_matching": _shufflelm(matching="identity"),
-    "shufflelm_no_mixer": _shufflelm(num_mixer_layers=0),
-    "shufflelm_slot_order": _shufflelm(matching="identity", position_head="none"),
-    # one thing added
-    "shufflelm_glancing": _shufflelm(glancing=0.5),
+    "shufflelm_from_twin_references": _shufflelm(from_twin=True),  # not distilled
+    **{f"shufflelm_{name}": _shufflelm(**changed) for name, changed in ABLATIONS.items()},
+    **{
+        f"shufflelm_from_twin_{name}": _shufflelm(distilled=True, from_twin=True, **changed)
+        for name, changed in ABLATIONS.items()
+    },
     "diffusion": _diffusion(),
     "diffusion_distilled": _diffusion(distilled=True),
     "diffusion_from_twin": _diffusion(distilled=True, from_twin=True),

@@ -39,16 +39,24 @@ TWO_STREAM: Mapping[str, Any] = {
     "seed": NonNegativeInt,
     "temperature": NonNegativeFloat,
 }
-PASSES = (1, 2, 4, 8)
+OPTIONS = {"shufflelm": SHUFFLE, "diffusion": DIFFUSION, "twostream": TWO_STREAM}
+PASSES = (1, 2, 4, 8, 10)
 GROUPS = (1, 2, 3, 4)
 
 
-def _generator(weights: str, options: Mapping[str, Any], **fixed: Any) -> Method:
+def _generator(weights: str, **fixed: Any) -> Method:
     """Return the method that generates with the weights of that name."""
+    options = OPTIONS[weights.partition("_")[0]]
     own = {name: kind for name, kind in options.items() if name not in fixed}
     return Method(
         GENERATORS[weights].generator, lossless=False, kind="generator", options=own, parts=(weights,), fixed=fixed
     )
+
+
+def _as_trained(weights: str) -> Method:
+    """Return the method that has the weights' own name: where they have no positions, there is one order."""
+    has_positions = GENERATORS[weights].training.get("position_head") != "none"
+    return _generator(weights) if has_positions else _generator(weights, shuffle_strategy="none")
 
 
 DRAFT: Mapping[str, Any] = {"num_draft_tokens": PositiveInt, "max_text": PositiveInt}
@@ -68,24 +76,19 @@ def _drafter(weights: str) -> Method:
 
 
 PARALLEL_METHODS: Mapping[str, Method] = {
-    "shufflelm": _generator("shufflelm", SHUFFLE),
-    "shufflelm_assignment": _generator("shufflelm", SHUFFLE, shuffle_strategy="assignment"),
-    "shufflelm_unordered": _generator("shufflelm", SHUFFLE, shuffle_strategy="none"),
-    "shufflelm_distilled": _generator("shufflelm_distilled", SHUFFLE),
-    "shufflelm_distilled_glancing": _generator("shufflelm_distilled_glancing", SHUFFLE),
-    "shufflelm_from_twin": _generator("shufflelm_from_twin", SHUFFLE),
-    "shufflelm_from_twin_glancing": _generator("shufflelm_from_twin_glancing", SHUFFLE),
-    "shufflelm_identity_matching": _generator("shufflelm_identity_matching", SHUFFLE),
-    "shufflelm_no_mixer": _generator("shufflelm_no_mixer", SHUFFLE),
-    "shufflelm_glancing": _generator("shufflelm_glancing", SHUFFLE),
-    "shufflelm_slot_order": _generator("shufflelm_slot_order", SHUFFLE, shuffle_strategy="none"),
-    "diffusion": _generator("diffusion", DIFFUSION),
-    "diffusion_distilled": _generator("diffusion_distilled", DIFFUSION),
-    "diffusion_from_twin": _generator("diffusion_from_twin", DIFFUSION),
-    **{f"diffusion_{n}_passes": _generator("diffusion", DIFFUSION, num_refinement_steps=n) for n in PASSES},
-    "twostream": _generator("twostream", TWO_STREAM),
-    "twostream_distilled": _generator("twostream_distilled", TWO_STREAM),
-    "twostream_from_twin": _generator("twostream_from_twin", TWO_STREAM),
+    **{weights: _as_trained(weights) for weights in GENERATORS},
+    "shufflelm_assignment": _generator("shufflelm", shuffle_strategy="assignment"),
+    "shufflelm_unordered": _generator("shufflelm", shuffle_strategy="none"),
+    "shufflelm_from_twin_assignment": _generator("shufflelm_from_twin", shuffle_strategy="assignment"),
+    **{
+        f"{weights}_{n}_passes": _generator(weights, num_refinement_steps=n)
+        for weights in ("diffusion", "diffusion_from_twin")
+        for n in PASSES
+    },
+    **{
+        f"{weights}_groups_of_{n}": _generator(weights, group_size=n)
+        for weights in ("twostream", "twostream_from_twin")
+        for n in GROUPS
+    },
     **{f"{weights}_draft": _drafter(weights) for weights in ("shufflelm", "diffusion", "twostream")},
-    **{f"twostream_groups_of_{n}": _generator("twostream", TWO_STREAM, group_size=n) for n in GROUPS},
 }

@@ -18,7 +18,7 @@ import torch
 from decoding.requests import check_request
 from decoding.stopping import Cut, Ending
 from shuffle.examples import padded
-from shuffle.shufflelm.ordering import Ordering, choose_tokens
+from shuffle.shufflelm.ordering import Ordering, choose_tokens, starts_of_runs
 
 if TYPE_CHECKING:
     from shuffle.shufflelm.model import ShuffleLM
@@ -51,8 +51,11 @@ def generate_texts(
         tokens = choose_tokens(logits, temperature, generator).tolist()
         for row, i in enumerate(going):
             order = ordering.of(None if scores is None else scores[row], keep[row])
-            texts[i] += ends_last([tokens[row][slot] for slot in order], ending.end_token_ids)
-            cut = end_of(texts[i], len(order), ending, ordering.most or len(tokens[row]))
+            block = [tokens[row][slot] for slot in order]
+            if model.config.merges_repeats:
+                block = [block[place] for place in starts_of_runs(order, block)]
+            texts[i] += ends_last(block, ending.end_token_ids)
+            cut = end_of(texts[i], len(block), ending, ordering.most or len(tokens[row]))
             del texts[i][cut.kept :]
             if cut.ended or not has_room(model, len(prompts[i]), cut.kept, max_new_tokens):
                 going[row] = -1

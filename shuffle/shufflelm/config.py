@@ -13,7 +13,7 @@ from shuffle.backbone import BackboneConfig
 
 CHOICES = {
     "prompt_attention": ("bidirectional", "causal"),
-    "matching": ("assignment", "identity"),
+    "matching": ("assignment", "identity", "ctc"),
     "position_head": ("rotary", "none"),
 }
 
@@ -29,7 +29,8 @@ class ShuffleConfig(BackboneConfig):
         prompt_attention: what the prompt's rows see of each other: all, or (as a causal checkpoint is used to) what is
             before them. In the first case they see the slots too.
         position_head: "none" leaves the tokens in the order of the slots.
-        matching: which slot is trained on which token: the cheapest one-to-one, or slot j on token j.
+        matching: which slot is trained on which token: the cheapest one-to-one; slot j on token j; or "ctc", every way
+            at once to stand in the order of the slots, neighbours that say the same being one token.
         matching_warmup: share of the training that starts with identity matching, whatever ``matching``.
         alpha: weight of the position in the matching's cost.
         beta: weight of the position in the loss.
@@ -71,11 +72,22 @@ class ShuffleConfig(BackboneConfig):
                 raise ValueError(f"{key}={share} must be from 0 to 1")
         if self.shuffle_temperature <= 0:
             raise ValueError(f"shuffle_temperature={self.shuffle_temperature} must be above 0")
+        if self.matching == "ctc":
+            # Its slots are in order, and no one slot stands for a token that could be shown.
+            wanted = {"position_head": "none", "glancing": 0.0, "label_smoothing": 0.0}
+            for key, value in wanted.items():
+                if (own := getattr(self, key)) != value:
+                    raise ValueError(f"{key}={own!r} does not go with matching='ctc', which needs {value!r}")
 
     @property
     def num_special_tokens(self) -> int:
         """The slots' rows of the embedding."""
         return self.max_parallel_tokens
+
+    @property
+    def merges_repeats(self) -> bool:
+        """Whether neighbouring slots that say the same token say it once."""
+        return self.matching == "ctc"
 
     @property
     def num_frequencies(self) -> int:

@@ -30,7 +30,7 @@ from shuffle.shufflelm.blocks import generate_texts
 from shuffle.shufflelm.config import ShuffleConfig
 from shuffle.shufflelm.matching import check_lengths, identity_matching, least_cost_matching, match_cost
 from shuffle.shufflelm.mixer import MixerBlock
-from shuffle.shufflelm.objective import choose_shown, slot_loss
+from shuffle.shufflelm.objective import choose_shown, ctc_loss, slot_loss
 from shuffle.shufflelm.ordering import Ordering
 from shuffle.shufflelm.rotary import frequencies, position_scores
 
@@ -115,6 +115,8 @@ class ShuffleLM(ParallelModel):
             row, _ = shown.nonzero(as_tuple=True)
             slots = slots.index_put((row, matching[shown]), self.embed(labels[shown]))
         logits, scores, keep = self.say(input_ids, real, slots)
+        if self.config.matching == "ctc":
+            return ShuffleOutput(ctc_loss(logits, keep, labels), logits, scores, keep)
         if matching is None:
             matching = self._match(labels, lengths, logits, scores, keep)
         beta, smoothing = self.config.beta, self.config.label_smoothing

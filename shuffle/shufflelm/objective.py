@@ -7,6 +7,12 @@ With the matching given (:mod:`shuffle.shufflelm.matching`), slot ``k`` for toke
 Glancing (Qian et al. 2021) makes the first term easier while the model is bad at it: what it gets wrong in a first pass
 is shown in part, the token's embedding in the place of the slot's, and the second pass is trained on the rest alone.
 
+Where the slots stand in order, no matching is needed: connectionist temporal classification (Graves et al. 2006; for
+texts Libovicky and Helcl 2018) sums over all ways to say the target from the first slot to the last, each slot saying a
+token or nothing, and a run of slots with the same token saying it once:
+
+    loss = -log sum_paths prod_k p(path_k),    p(nothing_k) = 1 - keep_k,    p(v_k) = keep_k p_k(v)
+
 Example::
 
     slots = least_cost_matching(match_cost(logits, labels, scores, keep_logits, alpha), lengths)       # [B, T]
@@ -58,6 +64,28 @@ def slot_loss(
         logits[row, slots[asked]].float(), labels[asked], label_smoothing=label_smoothing, reduction="sum"
     )
     return loss + said / asked.sum().clamp(min=1)  # all may have been shown
+
+
+def ctc_loss(
+    logits: Float[Tensor, "b k v"], keep_logits: Float[Tensor, "b k"], labels: Int[Tensor, "b t"]
+) -> Float[Tensor, ""]:
+    """Return the loss of slots in order, in nats a target token.
+
+    A target that no path can say, as repeats in it need a dropped slot between them and there is none, adds nothing.
+
+    Args:
+        logits: over the vocabulary.
+        keep_logits: of the slots.
+        labels: the target tokens, below 0 where there is none.
+    """
+    said = logits.float().log_softmax(-1) + F.logsigmoid(keep_logits.float())[..., None]
+    log_probs = torch.cat([F.logsigmoid(-keep_logits.float())[..., None], said], dim=-1)  # first: nothing
+    lengths = (labels >= 0).sum(1)
+    slots = torch.full_like(lengths, logits.shape[1])
+    total = F.ctc_loss(
+        log_probs.transpose(0, 1), labels.clamp(min=0) + 1, slots, lengths, reduction="sum", zero_infinity=True
+    )
+    return total / lengths.sum()
 
 
 @torch.no_grad()

@@ -73,6 +73,17 @@ class Ordering:
         return kept or [int(keep_logits.argmax())]
 
 
+def starts_of_runs(order: Sequence[int], tokens: Sequence[int]) -> list[int]:
+    """Return the places in a text that stay where neighbouring slots that say the same say it once (CTC).
+
+    Args:
+        order: the kept slots.
+        tokens: what each of them says.
+    """
+    runs = zip(order, tokens, [-2, *order], [None, *tokens], strict=False)  # with what is before each
+    return [place for place, (slot, token, before, said) in enumerate(runs) if (slot, token) != (before + 1, said)]
+
+
 def choose_tokens(logits: Float[Tensor, "*b v"], temperature: float, generator: torch.Generator | None) -> Tensor:
     """Return the likeliest token of each row at temperature 0, else one drawn from the softmax.
 

@@ -18,6 +18,7 @@ PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12, 13]]
 TARGETS = [[20, 21, 2], [22, 23, 24, 25, 2], [2]]
 EXAMPLES = [Example(tuple(p), tuple(t)) for p, t in zip(PROMPTS, TARGETS, strict=True)]
 BATCH = collate_pairs(EXAMPLES)
+CTC = {"matching": "ctc", "position_head": "none"}
 
 
 def make(seed: int = 0, **own: Any) -> ShuffleLM:
@@ -152,7 +153,7 @@ def test_glancing_shows_tokens_in_training_alone_and_fewer_towards_its_end() -> 
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("own", [{}, {"position_head": "none", "num_mixer_layers": 0}, {"glancing": 0.5}])
+@pytest.mark.parametrize("own", [{}, {"position_head": "none", "num_mixer_layers": 0}, {"glancing": 0.5}, CTC])
 def test_every_weight_learns(own: dict[str, Any]) -> None:
     model = make(**own).train()
     model.set_progress(0.5)
@@ -175,11 +176,12 @@ def test_comes_back_from_its_folder(tmp_path: Path) -> None:
     assert torch.equal(again(**BATCH).logits, model(**BATCH).logits)
 
 
-def test_learns_under_the_trainer_of_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [{}, CTC])
+def test_learns_under_the_trainer_of_transformers(tmp_path: Path, own: dict[str, Any]) -> None:
     rows = [Example((i, j, 3), (j, i, 2)) for i in range(10, 18) for j in range(20, 28)]
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "rotary_dim": 8, "max_parallel_tokens": 5}
-    model = ShuffleLM(ShuffleConfig(vocab_size=30, eos_token_id=2, max_position_embeddings=16, **shape))
+    model = ShuffleLM(ShuffleConfig(vocab_size=30, eos_token_id=2, max_position_embeddings=16, **shape, **own))
     settings = {"max_steps": 200, "learning_rate": 1e-2, "per_device_train_batch_size": 32, "report_to": "none"}
     arguments = TrainingArguments(
         str(tmp_path), use_cpu=True, save_strategy="no", disable_tqdm=True, remove_unused_columns=False, **settings
@@ -218,11 +220,13 @@ def test_refuses_a_prompt_that_leaves_no_room() -> None:
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({"matching": "best"}, "matching='best' is unknown; known: assignment, identity"),
+        ({"matching": "best"}, "matching='best' is unknown; known: assignment, identity, ctc"),
         ({"position_head": "sine"}, "position_head='sine' is unknown; known: rotary, none"),
         ({"prompt_attention": "full"}, "prompt_attention='full' is unknown; known: bidirectional, causal"),
         ({"rotary_dim": 7}, "rotary_dim=7 must be even"),
         ({"max_parallel_tokens": 64}, "max_parallel_tokens=64 must be from 1"),
+        ({"matching": "ctc"}, "position_head='rotary' does not go with matching='ctc', which needs 'none'"),
+        ({**CTC, "glancing": 0.5}, "glancing=0.5 does not go with matching='ctc'"),
         ({"glancing": 1.5}, "glancing=1.5 must be from 0 to 1"),
         ({"shuffle_temperature": 0.0}, "shuffle_temperature=0.0 must be above 0"),
     ],
