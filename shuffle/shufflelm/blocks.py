@@ -18,7 +18,7 @@ import torch
 from decoding.requests import check_request
 from decoding.stopping import Cut, Ending
 from shuffle.examples import padded
-from shuffle.shufflelm.ordering import Ordering, choose_tokens, starts_of_runs
+from shuffle.shufflelm.ordering import Ordering, choose_tokens
 
 if TYPE_CHECKING:
     from shuffle.shufflelm.model import ShuffleLM
@@ -52,8 +52,7 @@ def generate_texts(
         for row, i in enumerate(going):
             order = ordering.of(None if scores is None else scores[row], keep[row])
             block = [tokens[row][slot] for slot in order]
-            if model.config.merges_repeats:
-                block = [block[place] for place in starts_of_runs(order, block)]
+            block = [block[place] for place in ordering.spoken(order, block)]
             texts[i] += ends_last(block, ending.end_token_ids)
             cut = end_of(texts[i], len(block), ending, ordering.most or len(tokens[row]))
             del texts[i][cut.kept :]

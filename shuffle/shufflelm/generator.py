@@ -26,7 +26,7 @@ from decoding.stopping import NO_STRINGS, Ending
 from shuffle.passes import PassClock
 from shuffle.shufflelm.blocks import check_prompt, end_of, ends_last, generate_texts, has_room
 from shuffle.shufflelm.model import ShuffleLM
-from shuffle.shufflelm.ordering import choose_tokens, starts_of_runs
+from shuffle.shufflelm.ordering import choose_tokens
 
 
 class ShuffleGenerator:
@@ -141,4 +141,4 @@ class ShuffleGenerator:
         states, scores, keep = self.model.heads(hidden.to(self.target.dtype))
         order = self.ordering.of(scores, keep)
         block: list[int] = choose_tokens(self._head(states[order]), self.temperature, generator).tolist()
-        return [block[place] for place in starts_of_runs(order, block)] if self.model.config.merges_repeats else block
+        return [block[place] for place in self.ordering.spoken(order, block)]

@@ -207,7 +207,8 @@ class ShuffleLM(ParallelModel):
             raise ValueError(f"shuffle_strategy={strategy!r} needs position_head='rotary'; without it: none")
         if most is not None and most > self.config.max_parallel_tokens:
             raise ValueError(f"max_parallel_tokens={most} is more than the model's {self.config.max_parallel_tokens}")
-        return Ordering(strategy, keep_threshold, self.config.shuffle_temperature, most)
+        merges = self.config.merges_repeats
+        return Ordering(strategy, keep_threshold, self.config.shuffle_temperature, most, merges)
 
     @torch.inference_mode()
     def generate(

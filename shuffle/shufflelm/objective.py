@@ -8,7 +8,7 @@ Glancing (Qian et al. 2021) makes the first term easier while the model is bad a
 is shown in part, the token's embedding in the place of the slot's, and the second pass is trained on the rest alone.
 
 Where the slots stand in order, no matching is needed: connectionist temporal classification (Graves et al. 2006; for
-texts Libovicky and Helcl 2018) sums over all ways to say the target from the first slot to the last, each slot saying a
+texts Libovický and Helcl 2018) sums over all ways to say the target from the first slot to the last, each slot saying a
 token or nothing, and a run of slots with the same token saying it once:
 
     loss = -log sum_paths prod_k p(path_k),    p(nothing_k) = 1 - keep_k,    p(v_k) = keep_k p_k(v)

@@ -35,12 +35,14 @@ class Ordering:
         keep_threshold: least probability at which a slot is kept; the best one always is.
         temperature: of the softmax over positions.
         most: as many slots are kept at most, the surest; None for all.
+        merges_repeats: neighbouring slots that say the same token say it once.
     """
 
     strategy: str = "rotary"
     keep_threshold: float = 0.5
     temperature: float = 0.05
     most: int | None = None
+    merges_repeats: bool = False
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -62,6 +64,10 @@ class Ordering:
             _, places = linear_sum_assignment(of_kept[:, : len(kept)].numpy(force=True), maximize=True)
             order = places.argsort().tolist()
         return [kept[i] for i in order]
+
+    def spoken(self, order: Sequence[int], tokens: Sequence[int]) -> list[int]:
+        """Return the places of ``order`` whose ``tokens`` make up the text: all, or those where a run begins."""
+        return starts_of_runs(order, tokens) if self.merges_repeats else [*range(len(order))]
 
     def kept(self, keep_logits: Float[Tensor, " k"]) -> list[int]:
         """Return the slots that are kept, in the order of the slots."""

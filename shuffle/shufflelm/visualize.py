@@ -28,7 +28,6 @@ from PIL import Image
 
 from shuffle.shufflelm.blocks import check_prompt
 from shuffle.shufflelm.model import ShuffleLM
-from shuffle.shufflelm.ordering import starts_of_runs
 
 FRAMES_MOVING, FRAME_MS, REST_MS = 30, 60, 1000
 ROW_INCHES, WIDTH_INCHES = 0.27, 6.4
@@ -82,10 +81,10 @@ def visualize_shuffle(
     check_prompt(model, ids, max_new_tokens=1)
     output = model(torch.tensor([ids], device=model.device))
     scores = None if output.shuffle_scores is None else output.shuffle_scores[0]
-    order = model.ordering(shuffle_strategy, keep_threshold).of(scores, output.keep_logits[0])
+    ordering = model.ordering(shuffle_strategy, keep_threshold)
+    order = ordering.of(scores, output.keep_logits[0])
     chosen = output.logits[0].argmax(-1).tolist()
-    if model.config.merges_repeats:
-        order = [order[place] for place in starts_of_runs(order, [chosen[slot] for slot in order])]
+    order = [order[place] for place in ordering.spoken(order, [chosen[slot] for slot in order])]
     shown = ShuffleSteps(tuple(tokenizer.decode([token]) for token in chosen), tuple(order))
     if save_animation:
         text = tokenizer.decode([chosen[slot] for slot in order])
