@@ -175,6 +175,20 @@ def test_elsewhere_other_texts_are_held_over_all_cells_of_a_method(factor: float
     assert len(same) == (4 if abs(factor - 1) > 0.1 else 0)
 
 
+@pytest.mark.parametrize(
+    ("engine", "hardware", "verdict"),
+    [
+        ("transformers", "Another CPU", "note"),
+        ("transformers", "Test CPU @ 2 GHz", "regression"),
+        ("native", "Another CPU", "regression"),
+    ],
+)
+def test_a_slower_peer_on_another_processor_is_that_processors_doing(engine: str, hardware: str, verdict: str) -> None:
+    before = run_of(speedup=0.3, engine=engine, tokens_per_step=1.54)
+    (found,) = compare(run_of(speedup=0.15, engine=engine, tokens_per_step=1.54, hardware=hardware), before)
+    assert (found.verdict, found.what) == (verdict, "speedup")
+
+
 def test_the_last_digit_of_a_table_is_no_change() -> None:
     assert compare(run_of(tokens_per_step=1.540001), run_of(tokens_per_step=1.54)) == []
 
