@@ -39,14 +39,18 @@ TWO_STREAM: Mapping[str, Any] = {
     "seed": NonNegativeInt,
     "temperature": NonNegativeFloat,
 }
-OPTIONS = {"shufflelm": SHUFFLE, "diffusion": DIFFUSION, "twostream": TWO_STREAM}
+OPTIONS = {  # of what generates, by the module of its model
+    "shuffle.shufflelm.model": SHUFFLE,
+    "shuffle.diffusion.model": DIFFUSION,
+    "shuffle.twostream.model": TWO_STREAM,
+}
 PASSES = (1, 2, 4, 8, 10)
 GROUPS = (1, 2, 3, 4)
 
 
 def _generator(weights: str, **fixed: Any) -> Method:
     """Return the method that generates with the weights of that name."""
-    options = OPTIONS[weights.partition("_")[0]]
+    options = OPTIONS[GENERATORS[weights].module]
     own = {name: kind for name, kind in options.items() if name not in fixed}
     return Method(
         GENERATORS[weights].generator, lossless=False, kind="generator", options=own, parts=(weights,), fixed=fixed
