@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,15 +26,26 @@ class Tokenizer:
         return " ".join(WORDS[i] for i in ids)
 
 
-def make() -> ShuffleLM:
+def make(**own: Any) -> ShuffleLM:
     torch.manual_seed(1)
     shape = {"vocab_size": 20, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "rotary_dim": 8}
-    model = ShuffleLM(ShuffleConfig(max_parallel_tokens=8, max_position_embeddings=32, eos_token_id=2, **shape)).eval()
+    slots = {"max_parallel_tokens": 8, "max_position_embeddings": 32, "eos_token_id": 2}
+    model = ShuffleLM(ShuffleConfig(**shape, **slots, **own)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.5)
     return model
+
+
+def test_neighbours_that_say_the_same_are_one_token_of_the_text() -> None:
+    model = make(matching="ctc", position_head="none")
+    said = torch.nn.functional.one_hot(torch.tensor([[3, 3, 4, 4, 4, 3, 5, 5]]), 20).float()
+    keep = torch.tensor([[1.0, 1.0, 1.0, -1.0, 1.0, 1.0, -1.0, 1.0]])
+    model.say = lambda *_: (said, None, keep)
+    shown = visualize_shuffle(model, Tokenizer(), "w3", save_animation=False)
+    assert shown.order == (0, 2, 4, 5, 7)
+    assert shown.steps[-1] == (2, ("w3", "w4", "w4", "w3", "w5"))
 
 
 def test_steps_are_all_slots_the_kept_ones_and_the_text(tmp_path: Path) -> None:
