@@ -39,8 +39,8 @@ class BackboneSettings(Section):
         return self
 
 
-class FineTuning(Section):
-    """How generators learn that start from the twin's weights, where that differs from how the twin learned."""
+class OwnRecipe(Section):
+    """How a generator learns, where that differs from how the twin learned."""
 
     steps: Positive | None = None
     batch_size: Positive | None = None
@@ -58,6 +58,7 @@ class TwinSettings(Section):
         dropout: of embeddings and residual branches, for the twin and all its generators.
         length_pool: batches whose pairs are sorted by length together, for less padding; 1: none.
         fine_tuning: the recipe of generators that start from the twin; what it does not name is as above.
+        recipes: of single generators, by the name of their weights; what one does not name is as above.
         generators: settings of a generator's own configuration, by the name of its weights.
         methods: the twin itself (``autoregressive``), its parallel generators, and drafters that need no trained part.
         num_prompts: prompts of the test split, ``batch_size`` of which are also generated at once.
@@ -75,7 +76,8 @@ class TwinSettings(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     length_pool: Positive = 1
     seed: Seed = 0
-    fine_tuning: FineTuning = FineTuning()
+    fine_tuning: OwnRecipe = OwnRecipe()
+    recipes: dict[str, OwnRecipe] = Field(default={})
     generators: dict[str, dict[str, Any]] = Field(default={})
     dtypes: Annotated[list[Dtype], Field(min_length=1), Differing] = Field(default=["float32"])
     num_prompts: Positive
@@ -96,11 +98,12 @@ class TwinSettings(Section):
             if set(needs) - set(GENERATORS):
                 raise ValueError(f"methods: {name!r} needs trained parts ({', '.join(needs)}), which a twin has not")
             used |= set(needs)
-        for name in self.generators:
-            if name == TWIN:
-                raise ValueError(f"generators: {name!r} is the twin itself, whose shape is that of the backbone")
-            if name not in GENERATORS:
-                raise ValueError(f"generators: unknown {name!r}; {nearest(name, GENERATORS)}")
-            if name not in used:
-                raise ValueError(f"generators: no method of this twin uses {name!r}; {nearest(name, used)}")
+        for key, names in (("generators", self.generators), ("recipes", self.recipes)):
+            for name in names:
+                if name == TWIN:
+                    raise ValueError(f"{key}: {name!r} is the twin itself, whose keys are those around {key!r}")
+                if name not in GENERATORS:
+                    raise ValueError(f"{key}: unknown {name!r}; {nearest(name, GENERATORS)}")
+                if name not in used:
+                    raise ValueError(f"{key}: no method of this twin uses {name!r}; {nearest(name, used)}")
         return self

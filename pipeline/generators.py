@@ -58,6 +58,7 @@ class Generator:
 
 SHUFFLELM: Mapping[str, Any] = {
     "max_parallel_tokens": PositiveInt,
+    "slots_per_prompt_token": PositiveFloat,
     "rotary_dim": Annotated[int, Field(ge=2, multiple_of=2)],
     "shuffle_temperature": PositiveFloat,
     "num_mixer_layers": NonNegativeInt,
@@ -126,6 +127,14 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {  # one thing of ShuffleLM's remov
     "no_mixer": {"num_mixer_layers": 0},
     "slot_order": {"matching": "identity", "position_head": "none"},
     "ctc": {"matching": "ctc", "position_head": "none"},  # in slot order too
+    # As CTC is trained elsewhere: as many slots as the prompt asks for, which start from it. They can have no mixer.
+    "ctc_upsampled": {
+        "matching": "ctc",
+        "position_head": "none",
+        "num_mixer_layers": 0,
+        "source_copy": True,
+        "slots_per_prompt_token": 1.5,
+    },
     "glancing": {"glancing": 0.5},
 }
 TWIN = "autoregressive"  # what a model of the configuration's ``twins`` is itself

@@ -192,13 +192,15 @@ def compared_parts():
 
 
 def recipe(wildcards):
-    """What a twin and all its generators share, as arguments; one that starts from the twin may have a recipe of its own."""
+    """What a twin and all its generators share, as arguments; a generator may have a recipe of its own."""
     twin = SETTINGS.twins[wildcards.twin]
     names = ("steps", "batch_size", "learning_rate", "dropout", "length_pool", "seed")
     values = {name: getattr(twin, name) for name in names}
-    generator = GENERATORS.get(getattr(wildcards, "generator", ""))  # none: the twin itself
-    if generator and generator.from_twin:
-        values |= twin.fine_tuning.model_dump(exclude_none=True)
+    if generator := getattr(wildcards, "generator", None):  # none: the twin itself
+        if GENERATORS[generator].from_twin:
+            values |= twin.fine_tuning.model_dump(exclude_none=True)
+        if generator in twin.recipes:
+            values |= twin.recipes[generator].model_dump(exclude_none=True)
     return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 

@@ -54,7 +54,7 @@ def generate_texts(
             block = [tokens[row][slot] for slot in order]
             block = [block[place] for place in ordering.spoken(order, block)]
             texts[i] += ends_last(block, ending.end_token_ids)
-            cut = end_of(texts[i], len(block), ending, ordering.most or len(tokens[row]))
+            cut = end_of(texts[i], len(block), ending, ordering.most or model.config.num_slots(len(rows[row])))
             del texts[i][cut.kept :]
             if cut.ended or not has_room(model, len(prompts[i]), cut.kept, max_new_tokens):
                 going[row] = -1
@@ -86,7 +86,7 @@ def check_prompt(model: ShuffleLM, prompt: Sequence[int], max_new_tokens: int) -
     Raises:
         ValueError: there is not.
     """
-    slots, context = model.config.max_parallel_tokens, model.config.max_position_embeddings
+    slots, context = model.config.num_slots(len(prompt)), model.config.max_position_embeddings
     check_request(prompt, max_new_tokens, context)
     if len(prompt) + slots > context:
         raise ValueError(f"a prompt of {len(prompt)} tokens and {slots} slots exceed the context of {context} tokens")

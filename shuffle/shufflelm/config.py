@@ -7,6 +7,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from shuffle.backbone import BackboneConfig
@@ -23,6 +24,8 @@ class ShuffleConfig(BackboneConfig):
 
     Attributes:
         max_parallel_tokens: K, the slots, which is as many tokens as one pass can generate.
+        slots_per_prompt_token: slots of a pass for each token of what it reads, K at most (Saharia et al. 2020, after
+            Libovický and Helcl 2018); None: K, whatever the prompt.
         rotary_dim: outputs of the rotary regression, two for each of its M frequencies.
         shuffle_temperature: of the softmax over positions whose mean is a slot's expected position.
         num_mixer_layers: mixers behind the backbone; 0 for none.
@@ -35,13 +38,15 @@ class ShuffleConfig(BackboneConfig):
         alpha: weight of the position in the matching's cost.
         beta: weight of the position in the loss.
         glancing: share of the wrong slots that are shown their token at the training's start; 0.6 of that at its end.
-        source_copy: start the slots from soft copies of the prompt's embeddings.
+        source_copy: start the slots from soft copies of the prompt's embeddings, slot k from its k-th token's; or,
+            with ``slots_per_prompt_token``, from the whole prompt's, evenly spread over the slots.
         label_smoothing: of the tokens' cross-entropy.
     """
 
     model_type = "shufflebench-shufflelm"
 
     max_parallel_tokens: int = 32
+    slots_per_prompt_token: float | None = None
     rotary_dim: int = 32
     shuffle_temperature: float = 0.05
     num_mixer_layers: int = 1
@@ -79,6 +84,16 @@ class ShuffleConfig(BackboneConfig):
                 if (own := getattr(self, key)) != value:
                     raise ValueError(f"{key}={own!r} does not go with matching='ctc', which needs {value!r}")
 
+        if (ratio := self.slots_per_prompt_token) is not None:
+            if ratio <= 0:
+                raise ValueError(f"slots_per_prompt_token={ratio} must be above 0")
+            # Matched slots must be as many as there are tokens, and a mixer's weights are for one number of slots.
+            if self.matching != "ctc" or self.num_mixer_layers:
+                raise ValueError(
+                    f"slots_per_prompt_token={ratio} needs matching='ctc' and num_mixer_layers=0, not "
+                    f"{self.matching!r} and {self.num_mixer_layers}"
+                )
+
     @property
     def num_special_tokens(self) -> int:
         """The slots' rows of the embedding."""
@@ -88,6 +103,12 @@ class ShuffleConfig(BackboneConfig):
     def merges_repeats(self) -> bool:
         """Whether neighbouring slots that say the same token say it once."""
         return self.matching == "ctc"
+
+    def num_slots(self, prompt_length: int) -> int:
+        """Return the slots of a pass that reads ``prompt_length`` tokens."""
+        if self.slots_per_prompt_token is None:
+            return self.max_parallel_tokens
+        return min(self.max_parallel_tokens, math.ceil(self.slots_per_prompt_token * prompt_length))
 
     @property
     def num_frequencies(self) -> int:

@@ -95,9 +95,10 @@ class ShuffleGenerator:
         clock = PassClock(len(prompt_ids))
         text: list[int] = []
         while True:
-            block = self._block([*prompt_ids, *text], cache, generator)
+            context = [*prompt_ids, *text]
+            block = self._block(context, cache, generator)
             text += ends_last(block, self.target.end_token_ids)
-            cut = end_of(text, len(block), ending, len(self._slot_ids))
+            cut = end_of(text, len(block), ending, self.model.config.num_slots(len(context)))
             clock.tick(len(block), first_is_known=True)
             if cut.ended or not has_room(self.model, len(prompt_ids), cut.kept, max_new_tokens):
                 return clock.generation(text[: cut.kept], truncated=not cut.ended)
@@ -119,19 +120,19 @@ class ShuffleGenerator:
 
     def _block(self, context: list[int], cache: KVCache, generator: torch.Generator | None) -> list[int]:
         """Run one pass behind what ``cache`` holds of the ``context``; return the tokens that it gives, in order."""
-        first, end, slots = cache.length, len(context), len(self._slot_ids)
+        first, end, slots = cache.length, len(context), self.model.config.num_slots(len(context))
         width = end - first + slots
         if self.model.config.source_copy:
             # The engine looks the slots up by their ids: what they start from goes where it looks.
             ids = torch.tensor([context], device=self.target.device)
             start = self.model.slot_embeddings(ids, torch.ones_like(ids).bool())[0]
-            self.target.weights.embedding[self._slot_ids[0] :] = start
+            self.target.weights.embedding[self._slot_ids[0] :][:slots] = start
         is_causal = self.model.config.prompt_attention == "causal"
         leading = [*range(1, end - first + 1)] if is_causal else [width] * (end - first)
         hidden = read_block(
             self.target,
             cache,
-            context[first:] + self._slot_ids,
+            context[first:] + self._slot_ids[:slots],
             range(first, end + slots),
             leading + [width] * slots,
             first_logit_row=width,  # the engine's head would read hidden states that no mixer has mixed

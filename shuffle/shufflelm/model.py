@@ -41,6 +41,9 @@ GLANCING_FALLS = 0.4  # from 0.5 to 0.3, as Qian et al. (2021) have it, is by th
 class ShuffleOutput(ModelOutput):
     """What the slots say.
 
+    With ``slots_per_prompt_token`` K is the most that a prompt of the batch has, and another's slots behind its own are
+    never kept.
+
     Attributes:
         loss: where labels were given.
         logits: over the vocabulary, ``[B, K, V]``.
@@ -116,25 +119,35 @@ class ShuffleLM(ParallelModel):
             slots = slots.index_put((row, matching[shown]), self.embed(labels[shown]))
         logits, scores, keep = self.say(input_ids, real, slots)
         if self.config.matching == "ctc":
-            return ShuffleOutput(ctc_loss(logits, keep, labels), logits, scores, keep)
+            return ShuffleOutput(ctc_loss(logits, keep, labels, self.num_slots(real)), logits, scores, keep)
         if matching is None:
             matching = self._match(labels, lengths, logits, scores, keep)
         beta, smoothing = self.config.beta, self.config.label_smoothing
         loss = slot_loss(logits, scores, keep, labels, matching, beta=beta, label_smoothing=smoothing, shown=shown)
         return ShuffleOutput(loss, logits, scores, keep)
 
+    def num_slots(self, real: Bool[Tensor, "b n"]) -> Int[Tensor, " b"]:
+        """Return how many slots each prompt has."""
+        if self.config.slots_per_prompt_token is None:  # a GPU need not wait for the lengths
+            return torch.full_like(real[:, 0], self.config.max_parallel_tokens, dtype=torch.long)
+        return torch.tensor([self.config.num_slots(n) for n in real.sum(1).tolist()], device=real.device)
+
     def slot_embeddings(self, input_ids: Int[Tensor, "b n"], real: Bool[Tensor, "b n"]) -> Float[Tensor, "b k d"]:
         """Return what the slots start from: their own embeddings and, with ``source_copy``, the prompt's.
 
-        Slot ``k`` copies softly what is near the prompt's k-th token (Wei et al. 2019, after Gu et al. 2018):
-        ``sum_i softmax_i(-|i - k|) x_i``.
+        Slot ``k`` copies softly what is near a place ``p_k`` in the prompt (Wei et al. 2019, after Gu et al. 2018):
+        ``sum_i softmax_i(-|i - p_k|) x_i``. That is the prompt's k-th token; with ``slots_per_prompt_token``, the n
+        tokens are spread over the prompt's own m slots: ``p_k = (k + 1/2) n / m - 1/2``.
         """
-        first = self.special_id(0)
-        own = self.backbone.embed_tokens.weight[first:]
+        own = self.backbone.embed_tokens.weight[self.special_id(0) :]
+        places = torch.arange(len(own), device=real.device).expand(len(real), -1)
+        if self.config.slots_per_prompt_token is not None:
+            counts = self.num_slots(real)
+            most = int(counts.max())
+            own, places = own[:most], (places[:, :most] + 0.5) * (real.sum(1) / counts)[:, None] - 0.5
         if not self.config.source_copy:
-            return own.expand(input_ids.shape[0], -1, -1)
-        places = torch.arange(len(own), device=input_ids.device)
-        distance = (positions_of(real)[:, None] - places[:, None]).abs().float()
+            return own.expand(len(real), -1, -1)
+        distance = (positions_of(real)[:, None] - places[:, :, None]).abs().float()
         weights = distance.neg().masked_fill(~real[:, None], -torch.inf).softmax(-1)
         return own + weights.to(own.dtype) @ self.embed(input_ids)
 
@@ -158,11 +171,14 @@ class ShuffleLM(ParallelModel):
     ) -> tuple[Float[Tensor, "b k v"], Float[Tensor, "b k k"] | None, Float[Tensor, "b k"]]:
         """Run prompts and slots through everything; return logits, position scores and keep logits.
 
+        No row sees a slot that is not its prompt's, whose keep logit is negative infinity.
+
         Raises:
             ValueError: a prompt and the slots exceed the context.
         """
-        batch, num_slots, _ = slots.shape
-        columns = torch.cat([real, real.new_ones(batch, num_slots)], dim=1)
+        num_slots = slots.shape[1]
+        there = torch.arange(num_slots, device=real.device) < self.num_slots(real)[:, None]
+        columns = torch.cat([real, there], dim=1)
         positions = positions_of(columns)
         if int(positions.max()) >= self.config.max_position_embeddings:
             raise ValueError(
@@ -178,7 +194,7 @@ class ShuffleLM(ParallelModel):
             visible = visible & (before | (rows[:, None] >= length)) | torch.eye(len(rows), device=rows.device).bool()
         hidden = self.read(torch.cat([self.embed(input_ids), slots], dim=1), positions, visible)[:, -num_slots:]
         states, scores, keep = self.heads(hidden)
-        return self.head(states), scores, keep
+        return self.head(states), scores, keep.masked_fill(~there, -torch.inf)
 
     def _match(
         self,

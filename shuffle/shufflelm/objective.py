@@ -67,23 +67,28 @@ def slot_loss(
 
 
 def ctc_loss(
-    logits: Float[Tensor, "b k v"], keep_logits: Float[Tensor, "b k"], labels: Int[Tensor, "b t"]
+    logits: Float[Tensor, "b k v"],
+    keep_logits: Float[Tensor, "b k"],
+    labels: Int[Tensor, "b t"],
+    num_slots: Int[Tensor, " b"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the loss of slots in order, in nats a target token.
 
-    A target that no path can say, as repeats in it need a dropped slot between them and there is none, adds nothing.
+    A target that no path can say adds nothing: there are fewer slots than tokens and, between two that are the same,
+    dropped slots.
 
     Args:
         logits: over the vocabulary.
         keep_logits: of the slots.
         labels: the target tokens, below 0 where there is none.
+        num_slots: the first so many slots are there; None: all.
     """
     said = logits.float().log_softmax(-1) + F.logsigmoid(keep_logits.float())[..., None]
     log_probs = torch.cat([F.logsigmoid(-keep_logits.float())[..., None], said], dim=-1)  # first: nothing
     lengths = (labels >= 0).sum(1)
-    slots = torch.full_like(lengths, logits.shape[1])
+    there = torch.full_like(lengths, logits.shape[1]) if num_slots is None else num_slots
     total = F.ctc_loss(
-        log_probs.transpose(0, 1), labels.clamp(min=0) + 1, slots, lengths, reduction="sum", zero_infinity=True
+        log_probs.transpose(0, 1), labels.clamp(min=0) + 1, there, lengths, reduction="sum", zero_infinity=True
     )
     return total / lengths.sum()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -90,18 +91,30 @@ def test_a_setting_of_one_generator_trains_it_alone(finished: Path) -> None:
     assert cells_of(counts, "Timing") == {(name, "verbalized_plain") for name in METHODS if "diffusion" in name}
 
 
-def test_who_starts_from_the_twin_may_have_a_recipe_of_its_own(finished: Path) -> None:
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({"fine_tuning": {"steps": 7, "learning_rate": 0.001}}, "--steps 7 --batch-size 64 --learning-rate 0.001 "),
+        (
+            {"fine_tuning": {"steps": 7, "learning_rate": 0.001}, "recipes": {"twostream_from_twin": {"steps": 9}}},
+            "--steps 9 --batch-size 64 --learning-rate 0.001 ",
+        ),
+    ],
+)
+def test_who_starts_from_the_twin_and_any_single_generator_may_have_a_recipe_of_its_own(
+    own: dict[str, Any], told: str, finished: Path
+) -> None:
     path = finished / "twins.yaml"
     before = path.read_text()
     values = yaml.safe_load(before)
-    values["twins"]["one"]["fine_tuning"] = {"steps": 7, "learning_rate": 0.001}
+    values["twins"]["one"] |= own
     path.write_text(yaml.safe_dump(values))
     try:
-        counts, told = plan(finished, *RUN), snakemake(finished, "--dry-run", "--printshellcmds", *RUN)
+        counts, plans = plan(finished, *RUN), snakemake(finished, "--dry-run", "--printshellcmds", *RUN)
     finally:
         path.write_text(before)
     assert counts["train_generator"] == 1
     assert cells_of(counts, "Timing") == {("twostream_from_twin", "verbalized_plain")}
-    (command,) = (line for line in told.splitlines() if "-m pipeline.train " in line)
+    (command,) = (line for line in plans.splitlines() if "-m pipeline.train " in line)
     assert "--start-from results/models/one " in command
-    assert "--steps 7 --batch-size 64 --learning-rate 0.001 " in command
+    assert told in command

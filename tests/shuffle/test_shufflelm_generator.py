@@ -38,8 +38,9 @@ def make(keep_bias: float = 0.0, **own: Any) -> ShuffleLM:
 def reference(model: ShuffleLM, prompt: list[int], limit: int, strategy: str, threshold: float = 0.5) -> list[int]:
     """Block by block with the whole model on one unpadded prompt, each rule in its own words."""
     text: list[int] = []
-    slots = model.config.max_parallel_tokens
-    while len(text) < limit and len(prompt) + len(text) + slots <= model.config.max_position_embeddings:
+    most, ratio = model.config.max_parallel_tokens, model.config.slots_per_prompt_token
+    while len(text) < limit and len(prompt) + len(text) + most <= model.config.max_position_embeddings:
+        slots = most if ratio is None else min(most, math.ceil(ratio * len(prompt + text)))
         output = model(torch.tensor([prompt + text]))
         probabilities = output.keep_logits[0].sigmoid()
         kept = [k for k in range(slots) if probabilities[k] >= threshold] or [int(probabilities.argmax())]
@@ -71,10 +72,12 @@ PLACED = [
     {"tie_word_embeddings": False, "prompt_attention": "causal", "source_copy": True},
 ]
 IN_ORDER = {"matching": "ctc", "position_head": "none"}
+UPSAMPLED = IN_ORDER | {"num_mixer_layers": 0, "slots_per_prompt_token": 1.5}
+CTC = [IN_ORDER, UPSAMPLED, UPSAMPLED | {"source_copy": True}, UPSAMPLED | {"prompt_attention": "causal"}]
 
 
 @pytest.mark.parametrize(
-    ("strategy", "own"), [*itertools.product(["rotary", "assignment", "none"], PLACED), ("none", IN_ORDER)]
+    ("strategy", "own"), [*itertools.product(["rotary", "assignment", "none"], PLACED), *(("none", own) for own in CTC)]
 )
 @pytest.mark.parametrize("keep_bias", [0.0, 6.0])
 def test_one_by_one_in_batches_and_slowly_are_the_same(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ TARGETS = [[20, 21, 2], [22, 23, 24, 25, 2], [2]]
 EXAMPLES = [Example(tuple(p), tuple(t)) for p, t in zip(PROMPTS, TARGETS, strict=True)]
 BATCH = collate_pairs(EXAMPLES)
 CTC = {"matching": "ctc", "position_head": "none"}
+UPSAMPLED = CTC | {"num_mixer_layers": 0, "slots_per_prompt_token": 1.5}
 
 
 def make(seed: int = 0, **own: Any) -> ShuffleLM:
@@ -37,12 +39,16 @@ def make(seed: int = 0, **own: Any) -> ShuffleLM:
 @torch.no_grad()
 def slots_alone(model: ShuffleLM, prompt: list[int]) -> Tensor:
     """Logits of the slots, by transformers' own Llama on one unpadded prompt under a mask written cell by cell."""
-    config, count = model.config, model.config.max_parallel_tokens
+    config, count, step = model.config, model.config.max_parallel_tokens, 1.0
+    if config.slots_per_prompt_token is not None:
+        count = min(count, math.ceil(config.slots_per_prompt_token * len(prompt)))
+        step = len(prompt) / count
     own = model.backbone.embed_tokens.weight[config.vocab_size :]
     words = model.backbone.embed_tokens.weight[torch.tensor(prompt)]
     starts = []
     for k in range(count):
-        weights = torch.tensor([-abs(i - k) for i in range(len(prompt))], dtype=torch.float32).softmax(0)
+        middle = step * (k + 0.5) - 0.5  # where slot k stands along the prompt
+        weights = torch.tensor([-abs(i - middle) for i in range(len(prompt))], dtype=torch.float32).softmax(0)
         copied = sum(weight * word for weight, word in zip(weights, words, strict=True))
         starts.append(own[k] + (copied if config.source_copy else 0))
     total = len(prompt) + count
@@ -68,6 +74,33 @@ def test_padding_changes_nothing(prompt_attention: str, source_copy: bool, num_m
     logits = model(BATCH["input_ids"], BATCH["attention_mask"]).logits
     for row, prompt in enumerate(PROMPTS):
         torch.testing.assert_close(logits[row], slots_alone(model, prompt), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prompt_attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize("source_copy", [False, True])
+def test_a_prompt_has_the_slots_that_it_would_have_alone(prompt_attention: str, source_copy: bool) -> None:
+    model = make(**UPSAMPLED, prompt_attention=prompt_attention, source_copy=source_copy)
+    output = model(BATCH["input_ids"], BATCH["attention_mask"])
+    assert output.logits.shape[1] == 6
+    for row, (prompt, count) in enumerate(zip(PROMPTS, [6, 2, 5], strict=True)):
+        alone = slots_alone(model, prompt)
+        assert len(alone) == count
+        torch.testing.assert_close(output.logits[row, :count], alone, atol=2e-4, rtol=1e-4)
+        assert output.keep_logits[row, :count].isfinite().all()
+        assert (output.keep_logits[row, count:] == -torch.inf).all()
+
+
+def test_slots_that_are_not_there_say_nothing_in_the_loss() -> None:
+    model = make(**UPSAMPLED)
+    model(**BATCH).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    losses, lengths = [], []
+    for prompt, target in zip(PROMPTS, TARGETS, strict=True):
+        one = collate_pairs([Example(tuple(prompt), tuple(target))])
+        losses.append(model(**one).loss * len(target))
+        lengths.append(len(target))
+    assert losses[1] == 0  # five tokens and two slots: no path
+    torch.testing.assert_close(model(**BATCH).loss, sum(losses) / sum(lengths))
 
 
 @pytest.mark.parametrize(
@@ -225,6 +258,9 @@ def test_refuses_a_prompt_that_leaves_no_room() -> None:
         ({"prompt_attention": "full"}, "prompt_attention='full' is unknown; known: bidirectional, causal"),
         ({"rotary_dim": 7}, "rotary_dim=7 must be even"),
         ({"max_parallel_tokens": 64}, "max_parallel_tokens=64 must be from 1"),
+        ({**UPSAMPLED, "slots_per_prompt_token": 0.0}, "slots_per_prompt_token=0.0 must be above 0"),
+        ({**UPSAMPLED, "num_mixer_layers": 2}, "needs matching='ctc' and num_mixer_layers=0, not 'ctc' and 2"),
+        ({"slots_per_prompt_token": 2.0}, "needs matching='ctc' and num_mixer_layers=0, not 'assignment' and 1"),
         ({"matching": "ctc"}, "position_head='rotary' does not go with matching='ctc', which needs 'none'"),
         ({**CTC, "glancing": 0.5}, "glancing=0.5 does not go with matching='ctc'"),
         ({"glancing": 1.5}, "glancing=1.5 must be from 0 to 1"),
