@@ -58,7 +58,7 @@ class Generator:
 
 SHUFFLELM: Mapping[str, Any] = {
     "max_parallel_tokens": PositiveInt,
-    "slots_per_prompt_token": PositiveFloat,
+    "slots_per_prompt_token": PositiveFloat | None,
     "rotary_dim": Annotated[int, Field(ge=2, multiple_of=2)],
     "shuffle_temperature": PositiveFloat,
     "num_mixer_layers": NonNegativeInt,
