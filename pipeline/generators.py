@@ -127,6 +127,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {  # one thing of ShuffleLM's remov
     "no_mixer": {"num_mixer_layers": 0},
     "slot_order": {"matching": "identity", "position_head": "none"},
     "ctc": {"matching": "ctc", "position_head": "none"},  # in slot order too
+    "ctc_glancing": {"matching": "ctc", "position_head": "none", "glancing": 0.5},
     # As CTC is trained elsewhere: as many slots as the prompt asks for, which start from it. They can have no mixer.
     "ctc_upsampled": {
         "matching": "ctc",

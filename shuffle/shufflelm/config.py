@@ -78,8 +78,7 @@ class ShuffleConfig(BackboneConfig):
         if self.shuffle_temperature <= 0:
             raise ValueError(f"shuffle_temperature={self.shuffle_temperature} must be above 0")
         if self.matching == "ctc":
-            # Its slots are in order, and no one slot stands for a token that could be shown.
-            wanted = {"position_head": "none", "glancing": 0.0, "label_smoothing": 0.0}
+            wanted = {"position_head": "none", "label_smoothing": 0.0}  # its slots are in order
             for key, value in wanted.items():
                 if (own := getattr(self, key)) != value:
                     raise ValueError(f"{key}={own!r} does not go with matching='ctc', which needs {value!r}")

@@ -28,9 +28,16 @@ from shuffle.backbone import ParallelModel
 from shuffle.examples import collate_pairs, padded
 from shuffle.shufflelm.blocks import generate_texts
 from shuffle.shufflelm.config import ShuffleConfig
-from shuffle.shufflelm.matching import check_lengths, identity_matching, least_cost_matching, match_cost
+from shuffle.shufflelm.ctc import best_paths, ctc_loss
+from shuffle.shufflelm.matching import (
+    check_lengths,
+    identity_matching,
+    least_cost_matching,
+    match_cost,
+    places_of_slots,
+)
 from shuffle.shufflelm.mixer import MixerBlock
-from shuffle.shufflelm.objective import choose_shown, ctc_loss, slot_loss
+from shuffle.shufflelm.objective import choose_shown, show, slot_loss
 from shuffle.shufflelm.ordering import Ordering
 from shuffle.shufflelm.rotary import frequencies, position_scores
 
@@ -108,17 +115,21 @@ class ShuffleLM(ParallelModel):
             return ShuffleOutput(None, *self.say(input_ids, real, slots))
         lengths = (labels >= 0).sum(1)
         check_lengths(lengths, self.config.max_parallel_tokens)
+        in_order = self.config.matching == "ctc"
         matching, shown = None, None
         ratio = self.config.glancing * (1 - GLANCING_FALLS * self.progress) if self.training else 0.0
         if ratio:
             with torch.no_grad():
                 said = self.say(input_ids, real, slots)
-                matching = self._match(labels, lengths, *said)
-                shown = choose_shown(said[0], labels, matching, ratio)
-            row, _ = shown.nonzero(as_tuple=True)
-            slots = slots.index_put((row, matching[shown]), self.embed(labels[shown]))
+                if in_order:
+                    places = best_paths(said[0], said[2], labels, self.num_slots(real))
+                else:
+                    matching = self._match(labels, lengths, *said)
+                    places = places_of_slots(matching, slots.shape[1])
+                shown = choose_shown(said[0], labels, places, ratio)
+            slots = show(slots, self.embed(labels.clamp(min=0)), shown, places)
         logits, scores, keep = self.say(input_ids, real, slots)
-        if self.config.matching == "ctc":
+        if in_order:
             return ShuffleOutput(ctc_loss(logits, keep, labels, self.num_slots(real)), logits, scores, keep)
         if matching is None:
             matching = self._match(labels, lengths, logits, scores, keep)

@@ -7,11 +7,7 @@ With the matching given (:mod:`shuffle.shufflelm.matching`), slot ``k`` for toke
 Glancing (Qian et al. 2021) makes the first term easier while the model is bad at it: what it gets wrong in a first pass
 is shown in part, the token's embedding in the place of the slot's, and the second pass is trained on the rest alone.
 
-Where the slots stand in order, no matching is needed: connectionist temporal classification (Graves et al. 2006; for
-texts Libovický and Helcl 2018) sums over all ways to say the target from the first slot to the last, each slot saying a
-token or nothing, and a run of slots with the same token saying it once:
-
-    loss = -log sum_paths prod_k p(path_k),    p(nothing_k) = 1 - keep_k,    p(v_k) = keep_k p_k(v)
+Slots in order need no matching: :mod:`shuffle.shufflelm.ctc`.
 
 Example::
 
@@ -66,41 +62,36 @@ def slot_loss(
     return loss + said / asked.sum().clamp(min=1)  # all may have been shown
 
 
-def ctc_loss(
-    logits: Float[Tensor, "b k v"],
-    keep_logits: Float[Tensor, "b k"],
-    labels: Int[Tensor, "b t"],
-    num_slots: Int[Tensor, " b"] | None = None,
-) -> Float[Tensor, ""]:
-    """Return the loss of slots in order, in nats a target token.
-
-    A target that no path can say adds nothing: there are fewer slots than tokens and, between two that are the same,
-    dropped slots.
+@torch.no_grad()
+def choose_shown(
+    logits: Float[Tensor, "b k v"], labels: Int[Tensor, "b t"], places: Int[Tensor, "b k"], ratio: float
+) -> Bool[Tensor, "b t"]:
+    """Draw the tokens to be shown: of each example, ``ratio`` times as many as its slots got wrong, at random.
 
     Args:
         logits: over the vocabulary.
-        keep_logits: of the slots.
-        labels: the target tokens, below 0 where there is none.
-        num_slots: the first so many slots are there; None: all.
+        labels: the target tokens.
+        places: the place in the target of what each slot stands for, ``UNMATCHED`` for nothing.
+        ratio: of the tokens that a slot which stands for them says otherwise.
     """
-    said = logits.float().log_softmax(-1) + F.logsigmoid(keep_logits.float())[..., None]
-    log_probs = torch.cat([F.logsigmoid(-keep_logits.float())[..., None], said], dim=-1)  # first: nothing
-    lengths = (labels >= 0).sum(1)
-    there = torch.full_like(lengths, logits.shape[1]) if num_slots is None else num_slots
-    total = F.ctc_loss(
-        log_probs.transpose(0, 1), labels.clamp(min=0) + 1, there, lengths, reduction="sum", zero_infinity=True
-    )
-    return total / lengths.sum()
+    row, slot = (places != UNMATCHED).nonzero(as_tuple=True)
+    place = places[row, slot]
+    is_wrong = logits[row, slot].argmax(-1) != labels[row, place]
+    stood_for, wrong = torch.zeros_like(labels, dtype=torch.bool), torch.zeros_like(labels, dtype=torch.bool)
+    stood_for[row, place] = True
+    wrong[row[is_wrong], place[is_wrong]] = True
+    # Ranked by a random number, those that no slot stands for behind all others.
+    ranks = torch.rand(labels.shape, device=labels.device).masked_fill(~stood_for, 2.0).argsort(1).argsort(1)
+    return ranks < (ratio * wrong.sum(1, keepdim=True)).round()
 
 
-@torch.no_grad()
-def choose_shown(
-    logits: Float[Tensor, "b k v"], labels: Int[Tensor, "b t"], slots: Int[Tensor, "b t"], ratio: float
-) -> Bool[Tensor, "b t"]:
-    """Draw the tokens to be shown: of each example, ``ratio`` times as many as its slots got wrong, at random."""
-    matched = slots != UNMATCHED
-    guesses = logits.argmax(-1).gather(1, slots.clamp(min=0))
-    wrong = ((guesses != labels) & matched).sum(1, keepdim=True)
-    # Ranked by a random number, the unmatched behind all others.
-    ranks = torch.rand(slots.shape, device=slots.device).masked_fill(~matched, 2.0).argsort(1).argsort(1)
-    return ranks < (ratio * wrong).round()
+def show(
+    slots: Float[Tensor, "b k d"],
+    tokens: Float[Tensor, "b t d"],
+    shown: Bool[Tensor, "b t"],
+    places: Int[Tensor, "b k"],
+) -> Float[Tensor, "b k d"]:
+    """Return what the slots start from, with the embedding of a shown token in place of that of its slots."""
+    at = places.clamp(min=0)
+    told = (places != UNMATCHED) & shown.gather(1, at)
+    return torch.where(told[..., None], tokens.gather(1, at[..., None].expand(-1, -1, tokens.shape[2])), slots)

@@ -99,12 +99,13 @@ def test_loss_is_the_sum_of_its_three_terms(smoothing: float, with_scores: bool)
 
 def test_shows_as_many_as_were_wrong_times_the_ratio_and_no_padding() -> None:
     slots = identity_matching(LENGTHS, 4)
+    stood_for = places(slots, K)
     logits = torch.zeros(B, K, V)
     for b, j in [(0, 2), (1, 0), (1, 1)]:  # right guesses; 3 of the first are wrong, 0 of the second, the third's one
         logits[b, j, LABELS[b, j]] = 1.0
     logits[2, 0, 6] = 1.0
     torch.manual_seed(0)
-    draws = [choose_shown(logits, LABELS, slots, ratio=0.7) for _ in range(40)]
+    draws = [choose_shown(logits, LABELS, stood_for, ratio=0.7) for _ in range(40)]
     assert all(draw.sum(1).tolist() == [2, 0, 1] for draw in draws)
     assert not any((draw & (slots == UNMATCHED)).any() for draw in draws)
     assert torch.stack(draws).any(0)[0].all()  # any token of the first, also the one that was right

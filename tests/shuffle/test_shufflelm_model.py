@@ -186,7 +186,9 @@ def test_glancing_shows_tokens_in_training_alone_and_fewer_towards_its_end() -> 
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("own", [{}, {"position_head": "none", "num_mixer_layers": 0}, {"glancing": 0.5}, CTC])
+@pytest.mark.parametrize(
+    "own", [{}, {"position_head": "none", "num_mixer_layers": 0}, {"glancing": 0.5}, CTC, {**CTC, "glancing": 0.5}]
+)
 def test_every_weight_learns(own: dict[str, Any]) -> None:
     model = make(**own).train()
     model.set_progress(0.5)
@@ -262,7 +264,7 @@ def test_refuses_a_prompt_that_leaves_no_room() -> None:
         ({**UPSAMPLED, "num_mixer_layers": 2}, "needs matching='ctc' and num_mixer_layers=0, not 'ctc' and 2"),
         ({"slots_per_prompt_token": 2.0}, "needs matching='ctc' and num_mixer_layers=0, not 'assignment' and 1"),
         ({"matching": "ctc"}, "position_head='rotary' does not go with matching='ctc', which needs 'none'"),
-        ({**CTC, "glancing": 0.5}, "glancing=0.5 does not go with matching='ctc'"),
+        ({**CTC, "label_smoothing": 0.1}, "label_smoothing=0.1 does not go with matching='ctc', which needs 0.0"),
         ({"glancing": 1.5}, "glancing=1.5 must be from 0 to 1"),
         ({"shuffle_temperature": 0.0}, "shuffle_temperature=0.0 must be above 0"),
     ],
