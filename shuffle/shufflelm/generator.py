@@ -12,10 +12,13 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from decoding import Generation, StopStrings
 from decoding.blocks import read_block
@@ -27,6 +30,8 @@ from shuffle.passes import PassClock
 from shuffle.shufflelm.blocks import check_prompt, end_of, ends_last, generate_texts, has_room
 from shuffle.shufflelm.model import ShuffleLM
 from shuffle.shufflelm.ordering import choose_tokens
+
+LENGTHS_KEPT = 256  # prompt lengths for which it is kept what the slots copy
 
 
 class ShuffleGenerator:
@@ -60,6 +65,8 @@ class ShuffleGenerator:
         rows = embeddings if model.config.tie_word_embeddings else self.model.lm_head.weight
         self._head = make_linear(rows.detach()[: model.config.vocab_size])
         self._slot_ids = [model.special_id(k) for k in range(model.config.max_parallel_tokens)]
+        self._slots = embeddings.detach()[self._slot_ids[0] :].clone()
+        self._shares = lru_cache(maxsize=LENGTHS_KEPT)(self._copied_shares)
         self._caches = ReusedCache(self.target)
 
     @classmethod
@@ -118,15 +125,21 @@ class ShuffleGenerator:
         texts = generate_texts(self.model, prompts, self.ordering, max_new_tokens, self.temperature, generator)
         return [tuple(text) for text in texts]
 
+    def _copied_shares(self, length: int) -> Float[Tensor, "k n"]:
+        """Return how much of each token's embedding the slots behind ``length`` tokens start with."""
+        real = torch.ones(1, length, dtype=torch.bool, device=self.target.device)
+        shares: Tensor = self.model.copied_shares(real, self.model.config.num_slots(length))[0]
+        return shares.to(self.target.dtype)
+
     def _block(self, context: list[int], cache: KVCache, generator: torch.Generator | None) -> list[int]:
         """Run one pass behind what ``cache`` holds of the ``context``; return the tokens that it gives, in order."""
         first, end, slots = cache.length, len(context), self.model.config.num_slots(len(context))
         width = end - first + slots
         if self.model.config.source_copy:
             # The engine looks the slots up by their ids: what they start from goes where it looks.
-            ids = torch.tensor([context], device=self.target.device)
-            start = self.model.slot_embeddings(ids, torch.ones_like(ids).bool())[0]
-            self.target.weights.embedding[self._slot_ids[0] :][:slots] = start
+            table = self.target.weights.embedding
+            ids = torch.tensor(context, device=self.target.device)
+            table[self._slot_ids[0] :][:slots] = self._slots[:slots] + self._shares(end) @ table[ids]
         is_causal = self.model.config.prompt_attention == "causal"
         leading = [*range(1, end - first + 1)] if is_causal else [width] * (end - first)
         hidden = read_block(

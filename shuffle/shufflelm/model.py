@@ -144,23 +144,26 @@ class ShuffleLM(ParallelModel):
         return torch.tensor([self.config.num_slots(n) for n in real.sum(1).tolist()], device=real.device)
 
     def slot_embeddings(self, input_ids: Int[Tensor, "b n"], real: Bool[Tensor, "b n"]) -> Float[Tensor, "b k d"]:
-        """Return what the slots start from: their own embeddings and, with ``source_copy``, the prompt's.
+        """Return what the slots start from: their own embeddings and, with ``source_copy``, the prompt's."""
+        own, most = self.backbone.embed_tokens.weight[self.special_id(0) :], self.config.max_parallel_tokens
+        if self.config.slots_per_prompt_token is not None:
+            most = int(self.num_slots(real).max())
+        if not self.config.source_copy:
+            return own[:most].expand(len(real), -1, -1)
+        return own[:most] + self.copied_shares(real, most).to(own.dtype) @ self.embed(input_ids)
+
+    def copied_shares(self, real: Bool[Tensor, "b n"], num_slots: int) -> Float[Tensor, "b k n"]:
+        """Return how much of each prompt token's embedding the first ``num_slots`` slots start with (``source_copy``).
 
         Slot ``k`` copies softly what is near a place ``p_k`` in the prompt (Wei et al. 2019, after Gu et al. 2018):
-        ``sum_i softmax_i(-|i - p_k|) x_i``. That is the prompt's k-th token; with ``slots_per_prompt_token``, the n
-        tokens are spread over the prompt's own m slots: ``p_k = (k + 1/2) n / m - 1/2``.
+        ``softmax_i(-|i - p_k|)``. That is the prompt's k-th token; with ``slots_per_prompt_token``, the n tokens are
+        spread over the prompt's own m slots: ``p_k = (k + 1/2) n / m - 1/2``.
         """
-        own = self.backbone.embed_tokens.weight[self.special_id(0) :]
-        places = torch.arange(len(own), device=real.device).expand(len(real), -1)
+        places = torch.arange(num_slots, device=real.device).expand(len(real), -1)
         if self.config.slots_per_prompt_token is not None:
-            counts = self.num_slots(real)
-            most = int(counts.max())
-            own, places = own[:most], (places[:, :most] + 0.5) * (real.sum(1) / counts)[:, None] - 0.5
-        if not self.config.source_copy:
-            return own.expand(len(real), -1, -1)
+            places = (places + 0.5) * (real.sum(1) / self.num_slots(real))[:, None] - 0.5
         distance = (positions_of(real)[:, None] - places[:, :, None]).abs().float()
-        weights = distance.neg().masked_fill(~real[:, None], -torch.inf).softmax(-1)
-        return own + weights.to(own.dtype) @ self.embed(input_ids)
+        return distance.neg().masked_fill(~real[:, None], -torch.inf).softmax(-1)
 
     def heads(
         self, hidden: Float[Tensor, "*b k d"]
