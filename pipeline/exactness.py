@@ -13,8 +13,9 @@ change of one method's code or options begins that one anew.
 
 Writes ``exactness.csv`` (model, dtype, method, task, prompts, equal, reason) and ``divergences.jsonl``: a line for each
 output that differs, with the index of the first token that does and the target's top-2 margin there. A method whose
-trained parts could not be made has rows of no prompts, with the ``reason``. Those of several folders are put together
-by ``python -m pipeline.exactness --gather FOLDER... --output results``.
+trained parts could not be made has rows of no prompts, with the ``reason``; so have all methods on a task that could
+not be asked, as where the model cannot be had. Those of several folders are put together by
+``python -m pipeline.exactness --gather FOLDER... --output results``.
 """
 
 from __future__ import annotations
@@ -154,10 +155,19 @@ class Runner:
 def compare(comparison: Comparison, methods: Sequence[str], requests: list[Record], output: Path) -> list[Record]:
     """Run what the journals lack; return one record a method and prompt, in the order of the prompts.
 
-    Those of a method whose parts could not be made have nothing but the reason.
+    Those of a method whose parts could not be made, and of a task without prompts, have nothing but the reason.
     """
     from tqdm import tqdm
 
+    unasked = [
+        {"method": name, "task": task["task"], "reason": task["error"]}
+        for name in methods
+        for task in requests
+        if "error" in task
+    ]
+    requests = [request for request in requests if "error" not in request]
+    if not requests:
+        return unasked
     reasons = {name: reason for name in methods if (reason := comparison.reason_against(name))}
     with ExitStack() as stack:
         journals = {}
@@ -175,13 +185,14 @@ def compare(comparison: Comparison, methods: Sequence[str], requests: list[Recor
                         theirs = journals[BASELINE].records.get(request["prompt_id"], {}).get("output_ids")
                         journals[name].add(record_of(runner, request, ids, theirs))
                         bar.update()
-        return [
+        compared = [
             {"method": name, "task": request["task"], "reason": reasons[name]}
             if name in reasons
             else {"method": name, **journals[name].records[request["prompt_id"]]}
             for name in methods
             for request in requests
         ]
+    return compared + unasked
 
 
 def record_of(runner: Runner, request: Record, ids: list[int], theirs: list[int] | None) -> Record:
@@ -197,13 +208,15 @@ def record_of(runner: Runner, request: Record, ids: list[int], theirs: list[int]
 def numbered(files: Sequence[Path], prompts: int | None) -> list[Record]:
     """Return the first ``prompts`` requests of each file, each with its task and an id that no other has.
 
-    The id is a hash of the prompt and its limits, so that a journal never answers for a prompt that has changed.
+    The id is a hash of the prompt and its limits, so that a journal never answers for a prompt that has changed. A file
+    that holds a reason in place of requests gives one record with the task and the ``error``.
     """
-    found = []
+    found: list[Record] = []
     for file in files:
         requests = read_requests(file)
         if "error" in requests[0]:
-            raise UserError(f"{file.stem}: {requests[0]['error']}")
+            found.append({"task": file.stem, "error": requests[0]["error"]})
+            continue
         for request in requests[:prompts]:
             asked = [request["prompt_ids"], request["max_new_tokens"], request["until"]]
             digest = hashlib.sha256(json.dumps([file.stem, request["prompt_id"], asked]).encode()).digest()
@@ -236,7 +249,9 @@ def main() -> None:
     if arguments.gather:
         gather(arguments.gather, arguments.output)
         return
-    if arguments.model_dir is None or not (arguments.model_dir / "config.json").is_file():
+    requests = numbered(arguments.requests, arguments.prompts)
+    is_asked = not requests or any("error" not in request for request in requests)
+    if arguments.model_dir is None or (is_asked and not (arguments.model_dir / "config.json").is_file()):
         raise UserError(f"model-dir: {str(arguments.model_dir)!r} is no model folder; run pipeline.fetch first")
     if arguments.dtype not in DTYPES:
         raise UserError(f"dtype: unknown {arguments.dtype!r}; {nearest(arguments.dtype, DTYPES)}")
@@ -247,7 +262,7 @@ def main() -> None:
     where, given = (arguments.dtype, arguments.device), (arguments.options, parts)
     comparison = Comparison(arguments.model_dir, *where, *given, arguments.num_threads, arguments.device_map)
     try:
-        records = compare(comparison, methods, numbered(arguments.requests, arguments.prompts), arguments.output)
+        records = compare(comparison, methods, requests, arguments.output)
     except ValueError as error:  # an option out of range, a part that is another model's
         raise UserError(str(error)) from error
     write(records, arguments.model_dir.name, arguments.dtype, arguments.output)

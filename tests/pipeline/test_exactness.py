@@ -80,6 +80,35 @@ def test_a_method_whose_part_could_not_be_made_is_a_row_with_the_reason(
     assert "speculative was not compared: layers: 29" in told
 
 
+def test_a_task_that_cannot_be_asked_is_a_row_with_the_reason_for_every_method(
+    model: Path, parts: dict[str, Path], files: list[Path], tmp_path: Path
+) -> None:
+    files[1].write_text('{"error": "path: no such folder: nowhere"}\n')
+    records = compare(comparison(model, parts), ["recycling", "lookahead"], numbered(files, None), tmp_path)
+    write(records, "tiny", "float32", tmp_path)
+    table = pd.read_csv(tmp_path / "exactness.csv", keep_default_na=False).set_index(["method", "task"])
+    for method in ("recycling", "lookahead"):
+        assert table.loc[(method, "humaneval"), ["prompts", "equal", "reason"]].tolist() == [3, 3, ""]
+        assert table.loc[(method, "wmt14"), ["prompts", "reason"]].tolist() == [0, "path: no such folder: nowhere"]
+
+
+def test_a_model_that_cannot_be_had_is_rows_with_the_reason(files: list[Path], tmp_path: Path) -> None:
+    for file in files:
+        file.write_text('{"error": "hub: no such model"}\n')
+    missing = tmp_path / "model"
+    missing.mkdir()
+    (missing / "source.json").write_text('{"error": "hub: no such model"}')
+    command = [sys.executable, "-m", "pipeline.exactness", "--model-dir", str(missing), "--methods", "recycling"]
+    told = subprocess.run(
+        [*command, "--requests", *map(str, files), "--output", str(tmp_path / "out")], capture_output=True, text=True
+    )
+    assert told.returncode == 0
+    assert "recycling was not compared: hub: no such model" in told.stderr
+    table = pd.read_csv(tmp_path / "out" / "exactness.csv")
+    assert table["prompts"].eq(0).all()
+    assert table["reason"].eq("hub: no such model").all()
+
+
 def test_each_difference_is_told_with_its_place_and_margin(
     model: Path, parts: dict[str, Path], files: list[Path], tmp_path: Path
 ) -> None:
