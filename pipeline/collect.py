@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import UserError, command
-from pipeline.files import atomic_write
+from pipeline.files import atomic_write, sha256_of_all
 from pipeline.machine import describe_machine, git_state, package_versions
 from pipeline.schemas import benchmark
 from pipeline.schemas.columns import COLUMNS
@@ -31,14 +31,19 @@ RAN_WITH = ("commit", "versions", "hardware", "num_threads", "engine")  # what e
 BROKEN = (OSError, ValueError)  # what reading a missing or damaged JSON file raises
 
 
-def collect(cells: list[Path], profile: str, tasks: Path, models: Path) -> pd.DataFrame:
-    """Return the checked table of ``cells``, one row each, sorted by task, model, dtype, method, seed."""
-    rows = [row_of(cell, profile, tasks, models) for cell in cells]
+def collect(
+    cells: list[Path], profile: str, tasks: Path, models: Path, examples: dict[str, int] | None = None
+) -> pd.DataFrame:
+    """Return the checked table of ``cells``, one row each, sorted by task, model, dtype, method, seed.
+
+    ``examples``: what :func:`examples_by_weights` returns.
+    """
+    rows = [row_of(cell, profile, tasks, models, examples or {}) for cell in cells]
     order = ("task", "model", "dtype", "method", "seed")
     return benchmark.frame(sorted(rows, key=lambda row: [row[name] for name in order]))
 
 
-def row_of(cell: Path, profile: str, tasks: Path, models: Path) -> dict[str, Any]:
+def row_of(cell: Path, profile: str, tasks: Path, models: Path, examples: dict[str, int]) -> dict[str, Any]:
     """Return the row of one cell's folder: its figures if it ended well, its reason if it did not."""
     run = read_cell(cell)
     score = read_score(cell) if run["status"] == "ok" else run
@@ -52,6 +57,8 @@ def row_of(cell: Path, profile: str, tasks: Path, models: Path) -> dict[str, Any
         "sampling": as_text(run.get("sampling")),
         **sources(tasks / str(run["task"]), models / str(run["model"])),
     }
+    trained = list((run.get("parts") or {}).values()) or [row["weights_sha256"]]  # what generates, or drafts
+    row["train_examples"] = examples.get(trained[0]) if len(trained) == 1 else None
     if score["status"] == "ok":
         row |= {name: score.get(name) for name in ("quality", "quality_stderr")}
         row |= {name: score["metrics"].get(name) for name in benchmark.METRICS}
@@ -91,9 +98,23 @@ def missing_or_damaged(error: Exception) -> str:
     return "missing" if isinstance(error, FileNotFoundError) else f"damaged: {error}"
 
 
+def examples_by_weights(records: list[Path]) -> dict[str, int]:
+    """Return, by the hash of their weights, on how many examples models were trained, repeats counted.
+
+    Args:
+        records: what ``pipeline.train`` wrote beside each model; others, as those of a draft model, are left out.
+    """
+    found = {}
+    for path in records:
+        record = read_record(path)
+        if {"steps", "batch_size"} <= record.keys():
+            found[sha256_of_all(path.parent.glob("*.safetensors"))] = record["steps"] * record["batch_size"]
+    return found
+
+
 def sources(task: Path, model: Path) -> dict[str, str]:
     """Return where the documents and the weights came from and what they hash to; empty where that is not known."""
-    data, weights = read_source(task), read_source(model)
+    data, weights = read_record(task / "source.json"), read_record(model / "source.json")
     return {
         "data_source": data.get("source", ""),
         "data_sha256": data.get("sha256", ""),
@@ -102,16 +123,15 @@ def sources(task: Path, model: Path) -> dict[str, str]:
     }
 
 
-def read_source(folder: Path) -> dict[str, Any]:
-    """Return ``source.json`` of a task or a model; empty if it is not there, as when a fetch failed."""
-    path = folder / "source.json"
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what is written of a task or a model; empty if it is not there, as when a fetch failed."""
     if not path.is_file():
         return {}
     try:
-        source: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except BROKEN as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    return source
+    return record
 
 
 def as_text(settings: dict[str, Any] | None) -> str | None:
@@ -136,8 +156,8 @@ def provenance(cells: list[Path], table: pd.DataFrame, profile: str, tasks: Path
             "machine": describe_machine(),
             "versions": package_versions(),
         },
-        "models": {name: read_source(models / name) for name in sorted(table["model"].unique())},
-        "data": {name: read_source(tasks / name) for name in sorted(table["task"].unique())},
+        "models": {name: read_record(models / name / "source.json") for name in sorted(table["model"].unique())},
+        "data": {name: read_record(tasks / name / "source.json") for name in sorted(table["task"].unique())},
     }
 
 
@@ -162,11 +182,14 @@ def main() -> None:
     parser.add_argument(
         "--models-dir", type=Path, default=Path("results/models"), help="where the models' source.json are"
     )
+    parser.add_argument(
+        "--trained", type=Path, nargs="*", default=[], help="records of what was trained, beside its weights"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the table to write")
     parser.add_argument("--provenance", type=Path, required=True, help="the provenance to write")
     arguments = parser.parse_args()
     places = (arguments.profile, arguments.tasks_dir, arguments.models_dir)
-    table = collect(arguments.cells, *places)
+    table = collect(arguments.cells, *places, examples_by_weights(arguments.trained))
     # The provenance first: a table that exists is a table whose origin is known.
     atomic_write(arguments.provenance, json.dumps(provenance(arguments.cells, table, *places), indent=2) + "\n")
     benchmark.write(table, arguments.output)

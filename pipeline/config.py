@@ -37,6 +37,7 @@ from pipeline.config_sections import (
 )
 from pipeline.config_twins import TwinSettings
 from pipeline.errors import UserError, nearest
+from pipeline.machine import fast_dtype
 from pipeline.registry import METHODS, TASKS, find
 
 
@@ -118,6 +119,14 @@ class Settings(Section):
             if model.device_map and self.device == "cpu":
                 given = f"device_map {model.device_map!r}"
                 raise ValueError(f"models.{name}: {given} spreads it over graphics cards, but device is 'cpu'")
+        return self
+
+    @model_validator(mode="after")
+    def _dtypes_suit_the_machine(self) -> Settings:
+        for name, model in self.models.items():
+            if "auto" in model.dtypes:
+                named = [fast_dtype(self.device) if dtype == "auto" else dtype for dtype in model.dtypes]
+                self.models[name] = model.model_copy(update={"dtypes": list(dict.fromkeys(named))})
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pipeline.errors import nearest
 
 Dtype = Literal["bfloat16", "float16", "float32", "int8"]
+ModelDtype = Literal["bfloat16", "float16", "float32", "int8", "auto"]
 Item = TypeVar("Item")
 
 
@@ -97,7 +98,9 @@ class DraftSettings(Section):
 class ModelSettings(Section):
     """Where a model comes from (one of ``package``, ``hub``, ``path``) and the precisions it is run in.
 
-    ``device_map: auto`` spreads its layers over all graphics cards of the machine, where one cannot hold it.
+    A dtype ``auto`` is the one that this machine computes in fast (:func:`pipeline.machine.fast_dtype`); the whole
+    configuration (``pipeline.config.Settings``) puts its name there. ``device_map: auto`` spreads a model's layers over
+    all graphics cards of the machine, where one cannot hold it.
     """
 
     package: Package | None = None
@@ -106,7 +109,7 @@ class ModelSettings(Section):
     hub: Hub | None = None
     revision: str | None = None
     path: Place | None = None
-    dtypes: Annotated[list[Dtype], Field(min_length=1), Differing]
+    dtypes: Annotated[list[ModelDtype], Field(min_length=1), Differing]
     draft: DraftSettings | None = None
     device_map: Literal["auto"] | None = None
 

@@ -44,6 +44,8 @@ FLAGS = ("avx2", "avx512", "amx", "f16c", "asimd", "sve", "bf16", "i8mm")
 # Of those of x86 the one that says most, first.
 WIDEST = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 
+BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}  # the last is ARM's
+
 
 def available_cores() -> int:
     """Return how many cores this process may use: at most those of ``snakemake --cores``, told as OMP_NUM_THREADS."""
@@ -70,6 +72,19 @@ def processor_name() -> str:
     """Return the processor's name with its widest instruction set: virtual machines call unlike processors alike."""
     model, flags = _cpu()
     return ", ".join([model, *(name for flag, name in WIDEST.items() if flag in flags)][:2])
+
+
+def fast_dtype(device: str = "auto") -> str:
+    """Return bfloat16 where there is fast arithmetic in it, on a graphics card or the processor; float32 elsewhere.
+
+    Without such arithmetic transformers is several times slower in bfloat16 than in float32, and nobody runs it so.
+
+    Args:
+        device: auto, cpu or cuda, as a configuration has it.
+    """
+    if device == "cuda" or (device == "auto" and _lines("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")):
+        return "bfloat16"
+    return "bfloat16" if _cpu()[1] & BFLOAT16 else "float32"
 
 
 def processor_cache_bytes(caches: Path = CACHES) -> int | None:

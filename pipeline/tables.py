@@ -20,6 +20,7 @@ from pipeline.schemas import benchmark
 
 NONE = "-"
 BATCH = "tokens/s in a batch"
+TRAINED = "trained on"
 
 NOTES = """\
 - **tokens/s**: new tokens by seconds from prompt to last token, prefill included; median over prompts.
@@ -28,6 +29,8 @@ NOTES = """\
 - **tokens/step**: tokens emitted by one step (one draft-and-verify round), prefill excluded.
 - **tokens/s in a batch**: many prompts at once, for models that generate in parallel; in brackets the ratio to the
   twin's, with its 95 % interval; none where the twin's engine reads text by text.
+- **trained on**: examples, repeats counted, of a twin or of a model that generates in parallel; what starts from the
+  twin's weights had the twin's on top.
 - **TTFT**: time to first token, median over prompts.
 - **MBU**: model bandwidth utilisation, the share of the measured memory bandwidth that reading the weights and the
   cache used; none where the weights fit into the processor's last-level cache.
@@ -79,7 +82,7 @@ def section(name: tuple[str, str, str], rows: pd.DataFrame) -> str:
         metric = listed(measured["metric"]) or "quality"
         cells = pd.DataFrame([line(row, metric) for _, row in ordered.iterrows()])
         cells = cells.drop(columns=[] if cells["also"].any() else ["also"])
-        cells = cells.drop(columns=[] if (cells[BATCH] != NONE).any() else [BATCH])
+        cells = cells.drop(columns=[name for name in (BATCH, TRAINED) if (cells[name] == NONE).all()])
         cells = cells.drop(columns=[] if cells["seed"].nunique() > 1 else ["seed"])
         alignment = ["left"] + ["right"] * (len(cells.columns) - 1)
         lines.append(cells.to_markdown(index=False, disable_numparse=True, colalign=alignment))
@@ -102,6 +105,7 @@ def line(row: pd.Series, metric: str) -> dict[str, str]:
         "speed-up [95 %]": speedup(row),
         "tokens/step": number(row["tokens_per_step"], ".2f"),
         BATCH: batch(row),
+        TRAINED: f"{row['train_examples']:,}" if pd.notna(row["train_examples"]) else NONE,
         "TTFT": number(row["ttft_s"] * 1000, ".0f", " ms"),
         "peak memory": number(row["peak_memory_bytes"] / 1e6, ",.0f", " MB"),
         "MBU": number(row["mbu"] * 100, ".0f", " %"),

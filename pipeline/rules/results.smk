@@ -9,6 +9,7 @@ rule collect:
         scores=cells(f"{CELL}/score.json"),
         tasks=expand("results/tasks/{task}/source.json", task=asked_tasks()),
         models=expand("results/models/{model}/source.json", model=[*SETTINGS.models, *SETTINGS.twins]),
+        trained=trained_records(),
         sources=sources_of("pipeline.collect"),
     output:
         benchmark="results/benchmark.csv",
@@ -24,7 +25,7 @@ rule collect:
         "Collecting {output.benchmark}"
     shell:
         "python -m pipeline.collect --cells {params.cells:q} --profile {params.profile:q} --tasks-dir {params.tasks:q}"
-        " --models-dir {params.models:q} --output {output.benchmark:q}"
+        " --models-dir {params.models:q} --trained {input.trained:q} --output {output.benchmark:q}"
         " --provenance {output.provenance:q} 2> >(tee {log:q} >&2)"
 
 

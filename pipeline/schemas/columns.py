@@ -60,6 +60,12 @@ COLUMNS: dict[str, pa.Column] = {
         "SHA-256 of the weights of the trained parts (draft model, heads, parallel generator) that the method ran "
         "with, JSON"
     ),
+    "train_examples": whole(
+        "examples",
+        "examples, repeats counted, that the twin or the parallel generator was trained on here; what one started from "
+        "had its own on top; empty for all else",
+        ge=1,
+    ),
     "engine": text(
         "forward path that ran: `native`, `cuda-graph` or `eager` of our engine, or `transformers`; empty if it failed"
     ),

@@ -138,10 +138,12 @@ class ShuffleLM(ParallelModel):
         return ShuffleOutput(loss, logits, scores, keep)
 
     def num_slots(self, real: Bool[Tensor, "b n"]) -> Int[Tensor, " b"]:
-        """Return how many slots each prompt has."""
-        if self.config.slots_per_prompt_token is None:  # a GPU need not wait for the lengths
-            return torch.full_like(real[:, 0], self.config.max_parallel_tokens, dtype=torch.long)
-        return torch.tensor([self.config.num_slots(n) for n in real.sum(1).tolist()], device=real.device)
+        """Return how many slots each prompt has, the configuration's ``num_slots``; no wait for a GPU."""
+        ratio, most = self.config.slots_per_prompt_token, self.config.max_parallel_tokens
+        if ratio is None:
+            return torch.full_like(real[:, 0], most, dtype=torch.long)
+        counts: Tensor = (ratio * real.sum(1).double()).ceil()  # in double, as Python computes
+        return counts.clamp(max=most).long()
 
     def slot_embeddings(self, input_ids: Int[Tensor, "b n"], real: Bool[Tensor, "b n"]) -> Float[Tensor, "b k d"]:
         """Return what the slots start from: their own embeddings and, with ``source_copy``, the prompt's."""

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from pipeline import collect
@@ -31,7 +33,8 @@ class Results:
         cell = self.folder / "cells" / "smollm2-135m" / "bfloat16" / task / method / "0"
         self.cells.append(cell)
         good = {name: value for name, value in row(method, task).items() if name not in (*SCORES, *SOURCES)}
-        good |= {"options": {"b": 1, "a": 2}, "sampling": {"temperature": 0.0}, "divergences": [], "versions": {}}
+        good |= {"options": {"b": 1, "a": 2}, "parts": {}, "sampling": {"temperature": 0.0}}
+        good |= {"divergences": [], "versions": {}}
         write(cell / "cell.json", good | changes)
         metric = METRIC[task]
         scored = {"status": "ok", "reason": "", "metric": metric, "quality": 0.25, "quality_stderr": 0.1}
@@ -49,8 +52,8 @@ class Results:
         )
         return cell
 
-    def table(self):
-        return collect.collect(self.cells, "laptop", self.folder / "tasks", self.folder / "models")
+    def table(self, examples: dict[str, int] | None = None) -> pd.DataFrame:
+        return collect.collect(self.cells, "laptop", self.folder / "tasks", self.folder / "models", examples)
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -75,6 +78,33 @@ def test_a_good_cell_is_a_row_with_its_figures_its_score_and_its_sources(results
     assert (only["status"], only["reason"], only["profile"]) == ("ok", "", "laptop")
     assert only["options"] == '{"a": 2, "b": 1}'
     assert only["signature"] == "bleu: v1"
+
+
+def test_a_row_says_on_how_many_examples_what_ran_was_trained(results: Results) -> None:
+    """Found by the weights that the cell ran with: weights that were trained since are another model's."""
+    made = {}
+    for name, record in (
+        ("twin/source.json", {"steps": 20, "batch_size": 8}),
+        ("shufflelm/generator.json", {"steps": 5, "batch_size": 4}),
+        ("heads/heads.json", {"epochs": 2, "batch_size": 512}),
+        ("diffusion/generator.json", {"reason": "out of memory"}),
+    ):
+        path = results.folder / "trained" / name
+        write(path, record)
+        (path.parent / "model.safetensors").write_bytes(name.encode())
+        made[path] = hashlib.sha256(name.encode()).hexdigest()
+    twin, shufflelm, heads, diffusion = made.values()
+    write(results.folder / "models/smollm2-135m/source.json", {"source": "trained:x", "weights_sha256": twin})
+    results.add("autoregressive")
+    results.add("diffusion", parts={"diffusion": diffusion})
+    results.add("medusa", parts={"heads": heads})
+    results.add("shufflelm", parts={"shufflelm": shufflelm})
+    results.add("shufflelm_since", parts={"shufflelm": "d" * 64})
+    results.add("union", parts={"heads": heads, "shufflelm": shufflelm})
+    found = results.table(collect.examples_by_weights([*made, results.folder / "none.json"]))
+    counts = dict(zip(found["method"], found["train_examples"].astype(object), strict=True))
+    assert (counts.pop("autoregressive"), counts.pop("shufflelm")) == (160, 20)
+    assert all(count is pd.NA for count in counts.values()), counts
 
 
 def test_a_failed_cell_is_a_row_with_its_reason_and_the_others_go_on(results: Results) -> None:

@@ -30,6 +30,25 @@ def test_processors_of_one_name_are_told_apart_by_what_they_can(
     assert machine.processor_name() == name
 
 
+@pytest.mark.parametrize(
+    ("device", "cards", "flags", "dtype"),
+    [
+        ("cpu", ["Some GPU"], {"avx2", "avx512f"}, "float32"),
+        ("cpu", [], {"avx2", "avx512f", "avx512_bf16"}, "bfloat16"),
+        ("cpu", [], {"asimd", "bf16"}, "bfloat16"),
+        ("auto", [], {"avx2"}, "float32"),
+        ("auto", ["Some GPU"], {"avx2"}, "bfloat16"),
+        ("cuda", [], {"avx2"}, "bfloat16"),
+    ],
+)
+def test_the_fast_dtype_is_bfloat16_where_there_is_arithmetic_in_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, cards: list[str], flags: set[str], dtype: str
+) -> None:
+    monkeypatch.setattr(machine, "_cpu", lambda: ("AMD EPYC", flags))
+    monkeypatch.setattr(machine, "_lines", lambda *arguments: cards)
+    assert machine.fast_dtype(device) == dtype
+
+
 def test_no_more_cores_are_used_than_snakemake_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """It sets OMP_NUM_THREADS to a rule's threads, which --cores bounds."""
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))

@@ -241,6 +241,14 @@ def test_starts_from_a_causal_model(tmp_path: Path) -> None:
     assert model(**BATCH).loss.isfinite()
 
 
+@pytest.mark.parametrize("ratio", [0.1, 1.1, 1.4, 1.5, 2.3])
+def test_a_batch_has_as_many_slots_as_each_prompt_alone(ratio: float) -> None:
+    model = make(**UPSAMPLED | {"max_parallel_tokens": 40, "slots_per_prompt_token": ratio})
+    lengths = range(1, 48)
+    real = torch.stack([torch.arange(48) >= 48 - length for length in lengths])
+    assert model.num_slots(real).tolist() == [model.config.num_slots(length) for length in lengths]
+
+
 def test_refuses_a_target_longer_than_its_slots() -> None:
     batch = collate_pairs([Example((5,), tuple(range(3, 10)))])
     with pytest.raises(ValueError, match="7 tokens does not fit 6 slots"):
