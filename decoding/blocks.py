@@ -30,7 +30,8 @@ def read_block(
     tokens: Sequence[int],
     positions: Sequence[int],
     leading: Sequence[int],
-    first_logit_row: int = 0,
+    first_row: int = 0,
+    with_logits: bool = True,
 ) -> TreeOutput:
     """Run one forward pass over a block of ``w`` rows; they stay uncommitted until ``cache.keep``.
 
@@ -40,13 +41,15 @@ def read_block(
         tokens: ids of the rows.
         positions: their positions, which need not be in order.
         leading: how many leading rows of the block each row sees beside the prefix.
-        first_logit_row: logits are computed from this row on.
+        first_row: nothing is wanted of the rows before it but their keys and values.
+        with_logits: whether the head is wanted; without it, there are logits of no row.
 
     Returns:
-        Logits ``[w - first_logit_row, V]`` and last hidden states ``[w, d]``.
+        Logits ``[w - first_row, V]`` and last hidden states ``[w - first_row, d]``.
 
     Raises:
-        ValueError: the numbers of rows differ, a row sees nothing or more than there is, or the block does not fit.
+        ValueError: the numbers of rows differ, a row sees nothing or more than there is, the first row is none of
+            them, or the block does not fit.
     """
     width = len(tokens)
     if not width or len(positions) != width or len(leading) != width:
@@ -56,13 +59,15 @@ def read_block(
         raise ValueError(f"rows that see {seen} and a prefix of {cache.length}")
     if not 0 <= min(positions) <= max(positions) < target.max_context:
         raise ValueError(f"positions {min(positions)} to {max(positions)} in a context of {target.max_context}")
+    if not 0 <= first_row < width:
+        raise ValueError(f"rows from {first_row} on of a block of {width}")
     cache.check_room(width)
     if target.native is not None:
-        hidden, logits = target.native.forward_block(cache, tokens, positions, leading, first_logit_row)
+        hidden, logits = target.native.forward_block(cache, tokens, positions, leading, first_row, with_logits)
         return TreeOutput(logits, hidden)
     device = target.device
     visible = torch.arange(cache.capacity, device=device) < torch.tensor(leading, device=device)[:, None] + cache.length
     mask = additive(visible, target.dtype).repeat(target.weights.num_heads // target.weights.num_kv_heads, 1)
     rows, places = torch.tensor(tokens, device=device), torch.tensor(positions, device=device)
-    hidden = forward(target.weights, rows, places, cache, mask)
-    return TreeOutput(target.weights.head(hidden[first_logit_row:]), hidden)
+    hidden = forward(target.weights, rows, places, cache, mask)[first_row:]
+    return TreeOutput(target.weights.head(hidden if with_logits else hidden[:0]), hidden)

@@ -222,7 +222,7 @@ class TargetModel:
             length = len(prompt_ids)
             hidden, logits = self.native.forward(cache, prompt_ids, range(length), range(-1, length - 1), length - 1)
             cache.keep(range(length))
-            return TreeOutput(logits, hidden[-1:])
+            return TreeOutput(logits, hidden)
         tokens = torch.tensor(prompt_ids, device=self.device)
         positions = torch.arange(len(prompt_ids), device=self.device)
         hidden = forward(self.weights, tokens, positions, cache, mask=None)[-1:]

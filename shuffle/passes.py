@@ -48,7 +48,16 @@ class ParallelGenerator(Protocol):
         max_new_tokens: int,
         generator: torch.Generator | None = None,
     ) -> list[tuple[int, ...]]:
-        """Generate from many prompts at once; the new ids of each, an end token included."""
+        """Generate from many prompts, as fast as it can; the new ids of each, an end token included."""
+
+
+def reads_one_by_one(target: TargetModel) -> bool:
+    """Whether many texts are generated faster one after the other than abreast.
+
+    The compiled engine's arithmetic, not its reading of weights, is what a pass over a text and its slots waits for: a
+    wider pass would gain it nothing, and what pads a batch, or belongs to texts that are at their end, would cost it.
+    """
+    return target.native is not None
 
 
 class PassClock:

@@ -184,20 +184,20 @@ void attend_piece(const Run<T>& run, const Layer& layer, int index, int head, in
     }
 }
 
-// Attention of all rows; what it gives is the input of the output projection. Work is shared out in pieces of some
+// Attention of the rows from ``start`` on; what it gives is the input of the output projection. Work is shared out in pieces of some
 // rows and one key head, whose keys are laid out once for all the queries of the piece.
 template <class T>
-void attend(const Run<T>& run, const Layer& layer, int index) {
+void attend(const Run<T>& run, const Layer& layer, int index, int64_t start) {
     const Model& m = run.m;
     const Batch& b = run.b;
-    const int64_t group = m.heads / m.kv_heads, threads = omp_get_num_threads();
+    const int64_t group = m.heads / m.kv_heads, threads = omp_get_num_threads(), count = b.width - start;
     // No more queries than stay in the nearest cache, and a piece for each thread; a text of its own is its own piece.
-    const int64_t most = std::min(std::max<int64_t>(1, 48 / group), (b.width + threads - 1) / threads);
+    const int64_t most = std::min(std::max<int64_t>(1, 48 / group), (count + threads - 1) / threads);
     const int64_t rows = b.caches ? 1 : most;
-    const int64_t pieces = (b.width + rows - 1) / rows;
+    const int64_t pieces = (count + rows - 1) / rows;
     const auto [from, to] = run.share(pieces * m.kv_heads);
     for (int64_t item = from; item < to; item++) {
-        const int64_t first = item / m.kv_heads * rows;
+        const int64_t first = start + item / m.kv_heads * rows;
         attend_piece(run, layer, index, int(item % m.kv_heads), first, std::min(b.width, first + rows));
     }
 }

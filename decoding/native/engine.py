@@ -3,7 +3,7 @@
 Example::
 
     engine = NativeEngine(LlamaWeights.load(config, read, dtype, device, NativeLinear))
-    output = engine.forward(cache, tokens, positions, parents, first_logit_row=0)
+    hidden, logits = engine.forward(cache, tokens, positions, parents, first_row=0)
 """
 
 from __future__ import annotations
@@ -107,8 +107,9 @@ class _Batch(Structure):
     _fields_ = (
         *((name, c_int64) for name in ("width", "length", "capacity")),
         *((name, c_void_p) for name in ("tokens", "positions", "parents", "leading")),
-        *((name, c_void_p) for name in ("cache", "caches", "lengths", "scratch", "hidden")),
-        ("first_logit_row", c_int64),
+        *((name, c_void_p) for name in ("cache", "caches", "lengths", "scratch")),
+        ("first_row", c_int64),
+        ("hidden", c_void_p),
         ("logits", c_void_p),
     )
 
@@ -175,8 +176,8 @@ class NativeEngine:
         tokens: Sequence[int],
         positions: Sequence[int],
         parents: Sequence[int],
-        first_logit_row: int = 0,
-    ) -> tuple[Float[Tensor, "w d"], Float[Tensor, "w2 v"]]:
+        first_row: int = 0,
+    ) -> tuple[Float[Tensor, "w2 d"], Float[Tensor, "w2 v"]]:
         """Run ``w`` tokens through the model, writing their keys and values behind the cached prefix.
 
         Args:
@@ -184,13 +185,13 @@ class NativeEngine:
             tokens: ids of the rows.
             positions: their positions.
             parents: index of the row that each row follows, -1 for the first.
-            first_logit_row: the head is computed from this row on.
+            first_row: nothing is wanted of the rows before it but their keys and values.
 
         Returns:
-            Last hidden states, normalised, and logits of the rows from ``first_logit_row`` on, both float32.
+            Last hidden states, normalised, and logits of the rows from ``first_row`` on, both float32.
         """
         numbers = torch.tensor([tokens, positions, parents], dtype=torch.int64)
-        return self._run(numbers, _Batch(cache=cache.buffer.data_ptr(), length=cache.length), cache, first_logit_row)
+        return self._run(numbers, _Batch(cache=cache.buffer.data_ptr(), length=cache.length), cache, first_row)
 
     def forward_block(
         self,
@@ -198,15 +199,17 @@ class NativeEngine:
         tokens: Sequence[int],
         positions: Sequence[int],
         leading: Sequence[int],
-        first_logit_row: int,
-    ) -> tuple[Float[Tensor, "w d"], Float[Tensor, "w2 v"]]:
+        first_row: int,
+        with_logits: bool,
+    ) -> tuple[Float[Tensor, "w2 d"], Float[Tensor, "w2 v"]]:
         """Run a block whose rows see the cached prefix and its own first ``leading[i]`` rows, later ones included.
 
-        Otherwise as :meth:`forward`; a row's arithmetic depends on what it sees alone.
+        Otherwise as :meth:`forward`; a row's arithmetic depends on what it sees alone. Without logits, there are none
+        in the place of the rows'.
         """
         numbers = torch.tensor([tokens, positions, leading], dtype=torch.int64)
         batch = _Batch(cache=cache.buffer.data_ptr(), length=cache.length, leading=numbers[2].data_ptr())
-        return self._run(numbers, batch, cache, first_logit_row)
+        return self._run(numbers, batch, cache, first_row, with_logits)
 
     def forward_each(
         self, caches: Sequence[KVCache], tokens: Sequence[int]
@@ -224,21 +227,22 @@ class NativeEngine:
         numbers = torch.tensor([tokens, lengths, lengths], dtype=torch.int64)
         pointers = torch.tensor([cache.buffer.data_ptr() for cache in caches], dtype=torch.int64)
         batch = _Batch(caches=pointers.data_ptr(), lengths=numbers[1].data_ptr())
-        return self._run(numbers, batch, caches[0], first_logit_row=0)
+        return self._run(numbers, batch, caches[0], first_row=0)
 
     def _run(
-        self, numbers: Int[Tensor, "3 w"], batch: _Batch, cache: KVCache, first_logit_row: int
-    ) -> tuple[Float[Tensor, "w d"], Float[Tensor, "w2 v"]]:
+        self, numbers: Int[Tensor, "3 w"], batch: _Batch, cache: KVCache, first_row: int, with_logits: bool = True
+    ) -> tuple[Float[Tensor, "w2 d"], Float[Tensor, "w3 v"]]:
         """Complete ``batch`` and call the compiled code; ``numbers`` are tokens, positions and parents."""
         width = numbers.shape[1]
-        hidden = torch.empty(width, self._model.hidden)
-        logits = torch.empty(width - first_logit_row, self._model.head.n)
+        hidden = torch.empty(width - first_row, self._model.hidden)
+        logits = torch.empty(width - first_row if with_logits else 0, self._model.head.n)
         needed = self._library.scratch_floats(byref(self._model), c_int64(width))
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed)
-        batch.width, batch.capacity, batch.first_logit_row = width, cache.capacity, first_logit_row
+        batch.width, batch.capacity, batch.first_row = width, cache.capacity, first_row
         batch.tokens, batch.positions, batch.parents = (row.data_ptr() for row in numbers)
-        batch.scratch, batch.hidden, batch.logits = (x.data_ptr() for x in (self._scratch, hidden, logits))
+        batch.scratch, batch.hidden = self._scratch.data_ptr(), hidden.data_ptr()
+        batch.logits = logits.data_ptr() if with_logits else None
         self._forward(byref(self._model), byref(batch))
         return hidden, logits
 

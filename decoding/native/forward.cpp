@@ -28,9 +28,9 @@ struct Forward : Run<T> {
     using Run<T>::m, Run<T>::b, Run<T>::x, Run<T>::normal, Run<T>::qkv, Run<T>::input, Run<T>::activated;
     using Run<T>::Run, Run<T>::packed, Run<T>::share;
 
-    void normalise(const float* weight) {
-        const auto [from, to] = share(b.width);
-        for (int64_t w = from; w < to; w++) {
+    void normalise(const float* weight, int64_t start) {
+        const auto [from, to] = share(b.width - start);
+        for (int64_t w = start + from; w < start + to; w++) {
             const float* row = x + w * m.hidden;
             const float scale = inverse_rms(row, m.hidden, m.eps);
             for (int64_t i = 0; i < m.hidden; i++) normal[w * m.hidden + i] = row[i] * scale * weight[i];
@@ -48,7 +48,6 @@ struct Forward : Run<T> {
     // y[row, n] (=, +=) from[row] . weight[n] + bias[n]; the panels are shared out among the threads.
     template <Store HOW>
     void product(const Linear& linear, const Packed<T>& from, int64_t first_row, float* y) {
-        if (first_row >= b.width) return;  // the caller has a head of its own
         const auto [first, last] = share((linear.n + PANEL - 1) / PANEL);
         Floats sums[ROWS * PARTS];
         for (int64_t p = first; p < last; p++) {
@@ -64,12 +63,12 @@ struct Forward : Run<T> {
     }
 
     // activated = silu(gate) * up, panel by panel.
-    void gate_and_up(const Layer& layer) {
+    void gate_and_up(const Layer& layer, int64_t start) {
         const auto [first, last] = share(m.intermediate / PANEL);
         const Packed<T> from = packed(input, m.hidden), to = packed(activated, m.intermediate);
         Floats gates[ROWS * PARTS], ups[ROWS * PARTS];
         for (int64_t p = first; p < last; p++) {
-            for (int64_t r = 0; r < b.width; r += ROWS) {
+            for (int64_t r = start; r < b.width; r += ROWS) {
                 const int some = int(std::min<int64_t>(ROWS, b.width - r));
                 panel_of(layer.gate, p, from.block(r), some, gates);
                 panel_of(layer.up, p, from.block(r), some, ups);
@@ -93,33 +92,37 @@ struct Forward : Run<T> {
             for (int64_t i = 0; i < m.hidden; i++) x[w * m.hidden + i] = widen(table[b.tokens[w] * m.hidden + i]);
     }
 
-    // The whole pass, run by every thread of a team; each barrier is where one needs what the others wrote.
+    // The whole pass, run by every thread of a team; each barrier is where one needs what the others wrote. Of rows
+    // that nothing is wanted of, the last layer writes keys and values alone; its products take whole blocks of rows.
     void all_layers() {
         embed();
         for (int index = 0; index < m.num_layers; index++) {
             const Layer& layer = m.layers[index];
-            normalise(layer.input_norm);
+            const int64_t start = index + 1 < m.num_layers ? 0 : b.first_row / ROWS * ROWS;
+            float* rows = x + start * m.hidden;
+            normalise(layer.input_norm, 0);
 #pragma omp barrier
             product<Store::SET>(layer.query_key_value, packed(input, m.hidden), 0, qkv);
 #pragma omp barrier
             write_cache(*this, layer, index);
 #pragma omp barrier
-            attend(*this, layer, index);
+            attend(*this, layer, index, start);
 #pragma omp barrier
-            product<Store::ADD>(layer.output, packed(input, m.heads * m.head_dim), 0, x);
+            product<Store::ADD>(layer.output, packed(input, m.heads * m.head_dim), start, rows);
 #pragma omp barrier
-            normalise(layer.mlp_norm);
+            normalise(layer.mlp_norm, start);
 #pragma omp barrier
-            gate_and_up(layer);
+            gate_and_up(layer, start);
 #pragma omp barrier
-            product<Store::ADD>(layer.down, packed(activated, m.intermediate), 0, x);
+            product<Store::ADD>(layer.down, packed(activated, m.intermediate), start, rows);
 #pragma omp barrier
         }
-        normalise(m.norm);
+        normalise(m.norm, b.first_row / ROWS * ROWS);
 #pragma omp barrier
-        const auto [from, to] = share(b.width * m.hidden);
-        std::copy(normal + from, normal + to, b.hidden + from);
-        product<Store::SET>(m.head, packed(input, m.hidden), b.first_logit_row, b.logits);
+        const auto [from, to] = share((b.width - b.first_row) * m.hidden);
+        const float* wanted = normal + b.first_row * m.hidden;
+        std::copy(wanted + from, wanted + to, b.hidden + from);
+        if (b.logits) product<Store::SET>(m.head, packed(input, m.hidden), b.first_row, b.logits);
     }
 };
 

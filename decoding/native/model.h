@@ -47,9 +47,9 @@ struct Batch {
     void** caches;
     const int64_t* lengths;
     float* scratch;          // see scratch_floats
-    float* hidden;           // [width, d] out, normalised
-    int64_t first_logit_row;  // logits of the rows from here on
-    float* logits;           // [width - first_logit_row, head.n] out
+    int64_t first_row;       // what follows is wanted of the rows from here on
+    float* hidden;           // [width - first_row, d] out, normalised
+    float* logits;           // [width - first_row, head.n] out, or null
 };
 }
 

@@ -32,7 +32,7 @@ from shuffle.diffusion.energy import Scorer, causal_scorer, energy, hide_worst, 
 from shuffle.diffusion.model import DiffusionTransformer
 from shuffle.diffusion.sampler import Denoising, Predict, denoise
 from shuffle.examples import padded
-from shuffle.passes import PassClock
+from shuffle.passes import PassClock, reads_one_by_one
 
 HIDDEN_SHARE = 0.25  # of a text's tokens are denoised again in an energy round
 
@@ -143,15 +143,26 @@ class DiffusionGenerator:
         max_new_tokens: int,
         generator: torch.Generator | None = None,
     ) -> list[tuple[int, ...]]:
-        """Generate from many prompts abreast; the new ids of each, an end token included.
+        """Generate from many prompts; the new ids of each, an end token included.
 
         Raises:
             ValueError: as :meth:`generate`, of any prompt.
         """
         for prompt in prompts:
             check_request(prompt, max_new_tokens, self.target.max_context)
-        if self.num_candidates > 1 or self.energy_rounds:
+        if self.num_candidates > 1 or self.energy_rounds or reads_one_by_one(self.target):
             return [self.generate(p, max_new_tokens=max_new_tokens, generator=generator).output_ids for p in prompts]
+        return self.generate_abreast(prompts, max_new_tokens=max_new_tokens, generator=generator)
+
+    @torch.inference_mode()
+    def generate_abreast(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        generator: torch.Generator | None = None,
+    ) -> list[tuple[int, ...]]:
+        """As :meth:`generate_batch`, with the torch module, a forward pass for all texts and one candidate of each."""
         ending = Ending(max_new_tokens, self.model.config.end_token_ids)
         # A prompt so long that its last block is cut short by the context goes alone.
         whole = -(-max_new_tokens // self.block_length) * self.block_length

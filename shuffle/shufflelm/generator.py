@@ -1,7 +1,7 @@
 """ShuffleLM laid out for decoding: one prompt at a time on the engine that its autoregressive twin runs on.
 
 A text takes one forward pass, however long, up to the number of slots. The engine reads prompt and slots as one block;
-mixers and heads follow in torch, and the vocabulary's head is computed for the kept slots alone.
+mixers and heads follow in torch and, behind mixers, the vocabulary's head for the kept slots alone.
 
 Example::
 
@@ -24,14 +24,15 @@ from decoding import Generation, StopStrings
 from decoding.blocks import read_block
 from decoding.cache import KVCache
 from decoding.linear import make_linear
+from decoding.ranking import choices
 from decoding.requests import ReusedCache
 from decoding.stopping import NO_STRINGS, Ending
-from shuffle.passes import PassClock
+from shuffle.passes import PassClock, reads_one_by_one
 from shuffle.shufflelm.blocks import check_prompt, end_of, ends_last, generate_texts, has_room
 from shuffle.shufflelm.model import ShuffleLM
 from shuffle.shufflelm.ordering import choose_tokens
 
-LENGTHS_KEPT = 256  # prompt lengths for which it is kept what the slots copy
+LENGTHS_KEPT = 256  # prompt lengths for which it is kept how many slots there are, and what they copy
 
 
 class ShuffleGenerator:
@@ -61,12 +62,14 @@ class ShuffleGenerator:
         self.temperature = temperature
         self.target = model.engine(dtype, device)
         self.model = model.eval().to(device=torch.device(device), dtype=dtype)
-        embeddings = self.model.get_input_embeddings().weight
+        embeddings, self._vocab_size = self.model.get_input_embeddings().weight, model.config.vocab_size
         rows = embeddings if model.config.tie_word_embeddings else self.model.lm_head.weight
-        self._head = make_linear(rows.detach()[: model.config.vocab_size])
+        # The engine's own head reads what no mixer has mixed.
+        self._head = make_linear(rows.detach()[: self._vocab_size]) if len(self.model.mixers) else None
         self._slot_ids = [model.special_id(k) for k in range(model.config.max_parallel_tokens)]
         self._slots = embeddings.detach()[self._slot_ids[0] :].clone()
         self._shares = lru_cache(maxsize=LENGTHS_KEPT)(self._copied_shares)
+        self._num_slots = lru_cache(maxsize=LENGTHS_KEPT)(model.config.num_slots)
         self._caches = ReusedCache(self.target)
 
     @classmethod
@@ -105,7 +108,7 @@ class ShuffleGenerator:
             context = [*prompt_ids, *text]
             block = self._block(context, cache, generator)
             text += ends_last(block, self.target.end_token_ids)
-            cut = end_of(text, len(block), ending, self.model.config.num_slots(len(context)))
+            cut = end_of(text, len(block), ending, self._num_slots(len(context)))
             clock.tick(len(block), first_is_known=True)
             if cut.ended or not has_room(self.model, len(prompt_ids), cut.kept, max_new_tokens):
                 return clock.generation(text[: cut.kept], truncated=not cut.ended)
@@ -117,11 +120,25 @@ class ShuffleGenerator:
         max_new_tokens: int,
         generator: torch.Generator | None = None,
     ) -> list[tuple[int, ...]]:
-        """Generate from many prompts at once; the new ids of each.
+        """Generate from many prompts; the new ids of each, an end token included.
 
         Raises:
             ValueError: a prompt is empty, or it and the slots or the limit exceed the context.
         """
+        for prompt in prompts:
+            check_prompt(self.model, prompt, max_new_tokens)
+        if reads_one_by_one(self.target):
+            return [self.generate(p, max_new_tokens=max_new_tokens, generator=generator).output_ids for p in prompts]
+        return self.generate_abreast(prompts, max_new_tokens=max_new_tokens, generator=generator)
+
+    def generate_abreast(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        generator: torch.Generator | None = None,
+    ) -> list[tuple[int, ...]]:
+        """As :meth:`generate_batch`, with the torch module and a forward pass for all of them."""
         texts = generate_texts(self.model, prompts, self.ordering, max_new_tokens, self.temperature, generator)
         return [tuple(text) for text in texts]
 
@@ -133,7 +150,7 @@ class ShuffleGenerator:
 
     def _block(self, context: list[int], cache: KVCache, generator: torch.Generator | None) -> list[int]:
         """Run one pass behind what ``cache`` holds of the ``context``; return the tokens that it gives, in order."""
-        first, end, slots = cache.length, len(context), self.model.config.num_slots(len(context))
+        first, end, slots = cache.length, len(context), self._num_slots(len(context))
         width = end - first + slots
         if self.model.config.source_copy:
             # The engine looks the slots up by their ids: what they start from goes where it looks.
@@ -142,17 +159,23 @@ class ShuffleGenerator:
             table[self._slot_ids[0] :][:slots] = self._slots[:slots] + self._shares(end) @ table[ids]
         is_causal = self.model.config.prompt_attention == "causal"
         leading = [*range(1, end - first + 1)] if is_causal else [width] * (end - first)
-        hidden = read_block(
+        output = read_block(
             self.target,
             cache,
             context[first:] + self._slot_ids[:slots],
             range(first, end + slots),
             leading + [width] * slots,
-            first_logit_row=width,  # the engine's head would read hidden states that no mixer has mixed
-        ).hidden[-slots:]
+            first_row=end - first,
+            with_logits=self._head is None,
+        )
         if is_causal:
             cache.keep(range(end - first))  # no later row changes them
-        states, scores, keep = self.model.heads(hidden.to(self.target.dtype))
+        states, scores, keep = self.model.heads(output.hidden.to(self.target.dtype))
         order = self.ordering.of(scores, keep)
-        block: list[int] = choose_tokens(self._head(states[order]), self.temperature, generator).tolist()
-        return [block[place] for place in self.ordering.spoken(order, block)]
+        logits = self._head(states[order]) if self._head else output.logits[order, : self._vocab_size]
+        tokens = choices(logits) if self.temperature == 0 else self._draw(logits, generator)
+        return [tokens[place] for place in self.ordering.spoken(order, tokens)]
+
+    def _draw(self, logits: Float[Tensor, "k v"], generator: torch.Generator | None) -> list[int]:
+        drawn: list[int] = choose_tokens(logits, self.temperature, generator).tolist()
+        return drawn

@@ -6,7 +6,8 @@ One pass reads the tokens settled last as content, to be committed to the cache,
     each sees   the cache and the c content rows; a query is seen by nobody, and is not kept
 
 so a text of T tokens takes T / group_size passes; the first one reads the prompt. A single text runs on the decoding
-engine (:mod:`decoding.blocks`), many at once on the torch module with transformers' cache, a pass for all of them.
+engine (:mod:`decoding.blocks`); many abreast on the torch module with transformers' cache, a pass for all of them,
+where the engine is not the compiled one.
 
 Example::
 
@@ -33,7 +34,7 @@ from decoding.sampling import draw_each
 from decoding.stopping import NO_STRINGS, Cut, Ending
 from shuffle.backbone import attention_input
 from shuffle.examples import padded
-from shuffle.passes import PassClock
+from shuffle.passes import PassClock, reads_one_by_one
 from shuffle.twostream.config import check_grouping
 from shuffle.twostream.masks import PADDING, below_limit, group_tokens
 from shuffle.twostream.model import LlamaTwoStreamForCausalLM
@@ -140,15 +141,28 @@ class TwoStreamGenerator:
         max_new_tokens: int,
         generator: torch.Generator | None = None,
     ) -> list[tuple[int, ...]]:
-        """Generate from many prompts at once, a group of each in a pass; the new ids of each, an end token included.
+        """Generate from many prompts; the new ids of each, an end token included.
 
         Raises:
             ValueError: as :meth:`generate`, of any prompt.
         """
-        if not prompts:
-            return []
         for prompt in prompts:
             check_request(prompt, max_new_tokens, self.target.max_context)
+        if reads_one_by_one(self.target):
+            return [self.generate(p, max_new_tokens=max_new_tokens, generator=generator).output_ids for p in prompts]
+        return self.generate_abreast(prompts, max_new_tokens=max_new_tokens, generator=generator)
+
+    @torch.inference_mode()
+    def generate_abreast(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        generator: torch.Generator | None = None,
+    ) -> list[tuple[int, ...]]:
+        """As :meth:`generate_batch`, with the torch module and a group of each text in a pass."""
+        if not prompts:
+            return []
         device, ends = self.model.device, self.end_token_ids
         content, places = self._prompt_rows(prompts)
         lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)

@@ -50,10 +50,37 @@ def test_rows_see_the_prefix_and_the_leading_rows(tmp_path: Path, engine: str, l
     positions = [21, 25, 22, 29, 23, 24, 28, 27, 26]
     cache = target.new_cache(256)
     target.prefill(cache, PROMPT)
-    output = read_block(target, cache, BLOCK, positions, leading, first_logit_row=2)
-    torch.testing.assert_close(output.logits, reference(model, positions, leading)[2:], atol=3e-4, rtol=1e-4)
+    output = read_block(target, cache, BLOCK, positions, leading)
+    torch.testing.assert_close(output.logits, reference(model, positions, leading), atol=3e-4, rtol=1e-4)
     assert output.hidden.shape[0] == len(BLOCK)
     assert cache.length == len(PROMPT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("width", [9, 40])
+def test_what_is_wanted_of_some_rows_is_what_they_have_among_all(tmp_path: Path, engine: str, width: int) -> None:
+    """And so are the keys and values of all rows, though the last layer does no more than these for the others."""
+    save_model(tmp_path)
+    target = load(tmp_path, engine)
+    tokens = [BLOCK[i % len(BLOCK)] for i in range(width)]
+    positions = range(len(PROMPT), len(PROMPT) + width)
+    caches = [target.new_cache(256) for _ in range(2)]
+    for cache in caches:
+        target.prefill(cache, PROMPT)
+    whole = read_block(target, caches[0], tokens, positions, [width] * width)
+    close = 0.0 if engine != "eager" else 1e-5
+    for first in (0, 1, 5, 6, width - 1):
+        caches[1].buffer[:, :, :, len(PROMPT) :] = 0
+        some = read_block(target, caches[1], tokens, positions, [width] * width, first_row=first)
+        torch.testing.assert_close(some.hidden, whole.hidden[first:], atol=close, rtol=0)
+        torch.testing.assert_close(some.logits, whole.logits[first:], atol=close, rtol=0)
+        assert torch.equal(caches[1].buffer, caches[0].buffer)
+        none = read_block(target, caches[1], tokens, positions, [width] * width, first_row=first, with_logits=False)
+        assert torch.equal(none.hidden, some.hidden)
+        assert none.logits.shape == (0, whole.logits.shape[1])
+    for first in (-1, width):
+        with pytest.raises(ValueError, match=f"rows from {first} on of a block of {width}"):
+            read_block(target, caches[1], tokens, positions, [width] * width, first_row=first)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -97,6 +97,7 @@ def test_many_texts_are_those_of_one_at_a_time(folder: Path, rules: dict[str, fl
     prompts = [*PROMPTS, [5] * (CONTEXT - limit), [6] * (CONTEXT - limit - 1)]
     alone = [generator.generate(prompt, max_new_tokens=limit).output_ids for prompt in prompts]
     assert generator.generate_batch(prompts, max_new_tokens=limit) == alone
+    assert generator.generate_abreast(prompts, max_new_tokens=limit) == alone
     assert all(1 <= len(text) <= limit for text in alone)
     assert all(token < V for text in alone for token in text)
 
@@ -132,7 +133,7 @@ def test_the_candidate_of_least_energy_is_kept(folder: Path) -> None:
     many = DiffusionGenerator.from_pretrained(folder, num_candidates=8, **options)
     one = DiffusionGenerator.from_pretrained(folder, **options)
     for prompt in PROMPTS:
-        texts = one.generate_batch([prompt] * 8, max_new_tokens=12, generator=torch.Generator().manual_seed(1))
+        texts = one.generate_abreast([prompt] * 8, max_new_tokens=12, generator=torch.Generator().manual_seed(1))
         scores = pseudo_log_likelihoods(one.model, prompt, texts)
         best = min(range(8), key=lambda i: energy(scores[i]))
         generation = many.generate(prompt, max_new_tokens=12, generator=torch.Generator().manual_seed(1))
@@ -147,7 +148,7 @@ def test_a_scorer_decides_what_is_best(folder: Path) -> None:
 
     generator = DiffusionGenerator.from_pretrained(folder, temperature=2.0, num_candidates=8, scorer=low_ids_first)
     plain = DiffusionGenerator.from_pretrained(folder, temperature=2.0)
-    texts = plain.generate_batch([PROMPTS[1]] * 8, max_new_tokens=9, generator=torch.Generator().manual_seed(1))
+    texts = plain.generate_abreast([PROMPTS[1]] * 8, max_new_tokens=9, generator=torch.Generator().manual_seed(1))
     best = generator.generate(PROMPTS[1], max_new_tokens=9, generator=torch.Generator().manual_seed(1)).output_ids
     assert best[0] == min(text[0] for text in texts)
 
@@ -192,3 +193,4 @@ def test_runs_in_bfloat16(folder: Path) -> None:
     generator = DiffusionGenerator.from_pretrained(folder, dtype=torch.bfloat16)
     assert 1 <= generator.generate(PROMPTS[1], max_new_tokens=10).num_new_tokens <= 10
     assert len(generator.generate_batch(PROMPTS, max_new_tokens=10)) == len(PROMPTS)
+    assert len(generator.generate_abreast(PROMPTS, max_new_tokens=10)) == len(PROMPTS)

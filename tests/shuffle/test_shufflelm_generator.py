@@ -88,6 +88,7 @@ def test_one_by_one_in_batches_and_slowly_are_the_same(
     generator = ShuffleGenerator.from_pretrained(tmp_path, shuffle_strategy=strategy)
     wanted = [tuple(reference(model, prompt, 20, strategy)) for prompt in PROMPTS]
     assert generator.generate_batch(PROMPTS, max_new_tokens=20) == wanted
+    assert generator.generate_abreast(PROMPTS, max_new_tokens=20) == wanted
     assert [generator.generate(prompt, max_new_tokens=20).output_ids for prompt in PROMPTS] == wanted
     if keep_bias:
         assert max(map(len, wanted)) > 6  # some text is longer than a block
@@ -111,6 +112,7 @@ def test_never_leaves_the_context() -> None:
         assert found.truncated
         assert found.num_new_tokens == room // 6 * 6  # whole blocks alone: the slots need their positions
         assert generator.generate_batch([prompt], max_new_tokens=room) == [found.output_ids]
+        assert generator.generate_abreast([prompt], max_new_tokens=room) == [found.output_ids]
     for length, limit in [(25, 1), (10, 21)]:
         with pytest.raises(ValueError, match="exceed the context of 30"):
             generator.generate([3] * length, max_new_tokens=limit)
@@ -189,6 +191,7 @@ def test_runs_in_bfloat16(own: dict[str, Any]) -> None:
     generator = ShuffleGenerator(make(**own), dtype=torch.bfloat16)
     assert 1 <= generator.generate(PROMPTS[0], max_new_tokens=12).num_new_tokens <= 12
     assert len(generator.generate_batch(PROMPTS, max_new_tokens=12)) == 4
+    assert len(generator.generate_abreast(PROMPTS, max_new_tokens=12)) == 4
 
 
 def test_generates_as_users_of_transformers_expect() -> None:

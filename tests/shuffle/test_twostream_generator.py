@@ -63,6 +63,7 @@ def test_cached_generation_is_uncached_generation(size: int, prompt_groups: str)
     alone = [generator.generate(prompt, max_new_tokens=LIMIT) for prompt in PROMPTS]
     assert [list(generation.output_ids) for generation in alone] == expected
     assert [list(ids) for ids in generator.generate_batch(PROMPTS, max_new_tokens=LIMIT)] == expected
+    assert [list(ids) for ids in generator.generate_abreast(PROMPTS, max_new_tokens=LIMIT)] == expected
     assert len({tuple(ids) for ids in expected}) == len(PROMPTS)
     assert {END in ids for ids in expected} == {True, False}
     for generation, ids in zip(alone, expected, strict=True):
@@ -83,6 +84,7 @@ def test_a_random_order_within_blocks(seed: int) -> None:
     expected = [reference(model, prompt, plan) for prompt in PROMPTS]
     assert [list(generator.generate(prompt, max_new_tokens=LIMIT).output_ids) for prompt in PROMPTS] == expected
     assert [list(ids) for ids in generator.generate_batch(PROMPTS, max_new_tokens=LIMIT)] == expected
+    assert [list(ids) for ids in generator.generate_abreast(PROMPTS, max_new_tokens=LIMIT)] == expected
 
 
 def test_the_time_to_first_token_waits_for_the_first_token() -> None:
@@ -105,6 +107,7 @@ def test_loaded_from_a_folder_with_the_models_own_grouping(tmp_path: Path) -> No
     narrow = TwoStreamGenerator.from_pretrained(tmp_path, dtype=torch.bfloat16, group_size=2)
     assert narrow.generate(PROMPTS[0], max_new_tokens=4).num_new_tokens <= 4
     assert len(narrow.generate_batch(PROMPTS, max_new_tokens=4)) == len(PROMPTS)
+    assert len(narrow.generate_abreast(PROMPTS, max_new_tokens=4)) == len(PROMPTS)
 
 
 def test_the_engines_agree() -> None:
@@ -130,6 +133,7 @@ def test_the_limit_may_end_within_a_group_and_at_the_last_position() -> None:
     for prompt, limit in (([5], 1), ([5], 63), ([5] * 63, 1), ([5] * 54, 10)):
         assert generator.generate(prompt, max_new_tokens=limit).num_new_tokens == limit
         assert len(generator.generate_batch([prompt, [6]], max_new_tokens=limit)[0]) == limit
+        assert len(generator.generate_abreast([prompt, [6]], max_new_tokens=limit)[0]) == limit
 
 
 @pytest.mark.parametrize(
@@ -151,7 +155,7 @@ def test_sampling_draws_each_place_from_its_distribution() -> None:
     with torch.no_grad():
         expected = torch.softmax(model(ids, group_ids=groups).logits[0, -2:].double() / 0.7, -1)
     rng = torch.Generator().manual_seed(0)
-    draws = torch.tensor(generator.generate_batch([prompt] * 4000, max_new_tokens=2, generator=rng))
+    draws = torch.tensor(generator.generate_abreast([prompt] * 4000, max_new_tokens=2, generator=rng))
     for place in range(2):
         share = torch.bincount(draws[:, place], minlength=48) / 4000
         assert (share - expected[place]).abs().max() < 0.04
@@ -163,4 +167,5 @@ def test_sampling_draws_each_place_from_its_distribution() -> None:
 
 
 def test_no_prompts_no_texts() -> None:
-    assert TwoStreamGenerator(make_model()).generate_batch([], max_new_tokens=3) == []
+    generator = TwoStreamGenerator(make_model())
+    assert generator.generate_batch([], max_new_tokens=3) == generator.generate_abreast([], max_new_tokens=3) == []
