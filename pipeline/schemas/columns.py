@@ -137,7 +137,8 @@ COLUMNS: dict[str, pa.Column] = {
     # many prompts at once: only for models that generate in parallel
     "batch_size": whole(
         "prompts",
-        "prompts generated at once for the five figures that follow; all empty where the twin is spread over several "
+        "prompts given at once for the five figures that follow; whoever is faster text by text may read them so, as "
+        "parallel generators are on the compiled engine; all empty where the twin is spread over several "
         "devices, and would read text by text",
         ge=1,
     ),
