@@ -1,10 +1,11 @@
 """Many prompts at once: tokens/s of a parallel generator on a batch, and of its twin on the same batch.
 
 At batch size 1 a parallel generator wins by reading the weights less often; in a batch the twin reads them for all
-texts together, so that the gain is another. Both run in turn, seven times, each first in every other trial; the twin
+texts together, so that the gain is another. Both run in turn, seven times, each first in every other trial: the twin
 with each forward pass reading the next token of every text (``pipeline.batching``), into caches that are there before
-the clock starts, the generator as it is fastest: on the compiled engine text by text. A model that is spread over devices would go through the batch text by text, and whatever it were held
-against would look up to 32 times too fast: there nothing is measured. Example::
+the clock starts; the generator as it is fastest, on the compiled engine text by text. A twin that is spread over
+devices would go through the batch text by text, and whatever is held against it would look up to 32 times too fast:
+there nothing is measured. Example::
 
     figures = measure_batch(generator, target, requests, device)     # {"batch_size": 32, "batch_speedup": 1.9, ...}
 """

@@ -27,8 +27,8 @@ NOTES = """\
 - **speed-up**: against `autoregressive` on the same prompts, timed in turn in the same process; in brackets its
   95 % interval. If the interval holds 1.00, no difference was shown.
 - **tokens/step**: tokens emitted by one step (one draft-and-verify round), prefill excluded.
-- **tokens/s in a batch**: many prompts given at once, for models that generate in parallel; in brackets the ratio to the
-  twin's, with its 95 % interval; none where the twin's engine reads text by text.
+- **tokens/s in a batch**: many prompts given at once, for models that generate in parallel; in brackets the ratio to
+  the twin's, with its 95 % interval; none where the twin's engine reads text by text.
 - **trained on**: examples, repeats counted, of a twin or of a model that generates in parallel; what starts from the
   twin's weights had the twin's on top.
 - **TTFT**: time to first token, median over prompts.
