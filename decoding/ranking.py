@@ -44,7 +44,7 @@ def choices(logits: Float[Tensor, "w v"]) -> tuple[int, ...]:
 
 def _scan(logits: Tensor, k: int, with_totals: bool) -> tuple[Tensor, Tensor, Tensor] | None:
     """Run the compiled scan, or return None where it cannot run."""
-    if logits.device.type != "cpu" or logits.dtype != torch.float32 or not logits.is_contiguous():
+    if logits.device.type != "cpu" or logits.dtype != torch.float32 or logits.stride(1) != 1:
         return None
     try:
         library = load_library()
@@ -56,6 +56,7 @@ def _scan(logits: Tensor, k: int, with_totals: bool) -> tuple[Tensor, Tensor, Te
         c_void_p(logits.data_ptr()),
         c_int64(rows),
         c_int64(width),
+        c_int64(logits.stride(0)),
         c_int64(k),
         c_void_p(values.data_ptr()),
         c_void_p(ids.data_ptr()),

@@ -36,9 +36,10 @@ inline void top_of_row(const float* row, int64_t n, int64_t k, float* values, in
 
 }  // namespace
 
-extern "C" void top_k(const float* rows, int64_t count, int64_t n, int64_t k, float* values, int64_t* ids,
+// Of ``count`` rows of ``n`` numbers, each row ``stride`` numbers behind the one before.
+extern "C" void top_k(const float* rows, int64_t count, int64_t n, int64_t stride, int64_t k, float* values, int64_t* ids,
                       float* log_totals) {
 #pragma omp parallel for schedule(static) if (count > 1)
     for (int64_t r = 0; r < count; r++)
-        top_of_row(rows + r * n, n, k, values + r * k, ids + r * k, log_totals ? log_totals + r : nullptr);
+        top_of_row(rows + r * stride, n, k, values + r * k, ids + r * k, log_totals ? log_totals + r : nullptr);
 }

@@ -172,10 +172,16 @@ class ShuffleGenerator:
             cache.keep(range(end - first))  # no later row changes them
         states, scores, keep = self.model.heads(output.hidden.to(self.target.dtype))
         order = self.ordering.of(scores, keep)
-        logits = self._head(states[order]) if self._head else output.logits[order, : self._vocab_size]
-        tokens = choices(logits) if self.temperature == 0 else self._draw(logits, generator)
+        if self._head:
+            tokens = self._choose(self._head(states[order]), generator)
+        else:
+            said = self._choose(output.logits[:, : self._vocab_size], generator)
+            tokens = [said[slot] for slot in order]
         return [tokens[place] for place in self.ordering.spoken(order, tokens)]
 
-    def _draw(self, logits: Float[Tensor, "k v"], generator: torch.Generator | None) -> list[int]:
+    def _choose(self, logits: Float[Tensor, "k v"], generator: torch.Generator | None) -> Sequence[int]:
+        """Return a token for each slot: of most likely ones that are equally so, the first."""
+        if self.temperature == 0:
+            return choices(logits)
         drawn: list[int] = choose_tokens(logits, self.temperature, generator).tolist()
         return drawn

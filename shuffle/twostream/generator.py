@@ -29,6 +29,7 @@ from transformers import DynamicCache
 from decoding import Generation, Sampling, StopStrings, TargetModel
 from decoding.blocks import read_block
 from decoding.cache import KVCache
+from decoding.ranking import choices
 from decoding.requests import ReusedCache, check_request
 from decoding.sampling import draw_each
 from decoding.stopping import NO_STRINGS, Cut, Ending
@@ -121,7 +122,7 @@ class TwoStreamGenerator:
         for group in plan:
             asked = [length + place for place in group]
             logits = self._read(cache, content, places, asked)
-            content, places = self._choose(logits, generator).tolist(), asked
+            content, places = self._choose_each(logits, generator), asked
             for place, token in zip(group, content, strict=True):
                 output[place] = token
             before = known
@@ -242,6 +243,10 @@ class TwoStreamGenerator:
         """Return the prompts, padded on the right, and their positions."""
         ids = padded(prompts, 0).to(self.model.device)
         return ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+
+    def _choose_each(self, logits: Float[Tensor, "q v"], generator: torch.Generator | None) -> list[int]:
+        """As :meth:`_choose`, and of most likely tokens that are equally so the first."""
+        return list(choices(logits)) if self.sampling.is_greedy else self._choose(logits, generator).tolist()
 
     def _choose(self, logits: Float[Tensor, "*b v"], generator: torch.Generator | None) -> Int[Tensor, "*b"]:
         """Return a token for each place."""

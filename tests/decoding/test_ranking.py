@@ -64,4 +64,16 @@ def test_the_compiled_scan_is_what_ran() -> None:
     except BuildError as error:
         pytest.skip(str(error))
     assert _scan(torch.zeros(2, 20), 3, with_totals=True) is not None
-    assert _scan(torch.zeros(20, 2).T, 3, with_totals=True) is None  # rows that do not lie one after the other
+    assert _scan(torch.zeros(20, 2).T, 3, with_totals=True) is None  # rows whose numbers do not lie side by side
+
+
+@pytest.mark.parametrize("rows", [slice(1, 4), slice(0, 5, 2), slice(2, 3)])
+def test_the_rest_of_longer_rows_is_not_looked_at(rows: slice) -> None:
+    whole = torch.randn(5, 60, generator=torch.Generator().manual_seed(1))
+    whole[:, 40:] = 100.0
+    part = whole[rows, :40]
+    ids, log_probabilities = reference(part, 3)
+    top = most_likely(part, 3)
+    assert top.ids.tolist() == ids
+    torch.testing.assert_close(top.log_probabilities, log_probabilities, atol=1e-5, rtol=1e-5)
+    assert choices(part) == tuple(row[0] for row in ids)
