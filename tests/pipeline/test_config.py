@@ -173,17 +173,6 @@ def test_settings_cannot_be_changed() -> None:
         settings.device = "cuda"
 
 
-def test_auto_is_the_dtype_that_the_machine_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dtypes(*given: str) -> list[str]:
-        return load(LAPTOP | {"models": {"m": MODEL | {"dtypes": list(given)}}}).models["m"].dtypes
-
-    monkeypatch.setattr("pipeline.config.fast_dtype", {"auto": "float32"}.__getitem__)  # of the configuration's device
-    assert dtypes("auto") == ["float32"]
-    assert dtypes("int8", "auto") == ["int8", "float32"]
-    assert dtypes("auto", "float32") == ["float32"], "once, whichever it stands for"
-    assert dtypes("bfloat16") == ["bfloat16"]
-
-
 def test_values_from_the_command_line_come_as_text() -> None:
     """Snakemake's --config leaves nested values as text."""
     tasks = {"humaneval": {"num_prompts": "2", "max_new_tokens": "8", "chat_template": "false"}}

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import machine
+from pipeline.config import load
 
 REFERENCES = sorted((Path(__file__).resolve().parents[2] / "results/reference").glob("*.csv"))
+TASK = {"num_prompts": 2, "max_new_tokens": 8, "chat_template": False}
 ON_AVX2 = ("laptop", "multi30k")  # timed on a processor without wider vectors
 
 
@@ -47,6 +49,24 @@ def test_the_fast_dtype_is_bfloat16_where_there_is_arithmetic_in_it(
     monkeypatch.setattr(machine, "_cpu", lambda: ("AMD EPYC", flags))
     monkeypatch.setattr(machine, "_lines", lambda *arguments: cards)
     assert machine.fast_dtype(device) == dtype
+
+
+def test_auto_is_the_dtype_that_the_machine_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dtypes(*given: str) -> list[str]:
+        model = {"hub": "org/name", "dtypes": list(given)}
+        settings = {
+            "profile": "p",
+            "models": {"m": model},
+            "methods": {"autoregressive": {}},
+            "tasks": {"humaneval": TASK},
+        }
+        return load(settings).models["m"].dtypes
+
+    monkeypatch.setattr("pipeline.config.fast_dtype", {"auto": "float32"}.__getitem__)  # of the configuration's device
+    assert dtypes("auto") == ["float32"]
+    assert dtypes("int8", "auto") == ["int8", "float32"]
+    assert dtypes("auto", "float32") == ["float32"], "once, whichever it stands for"
+    assert dtypes("bfloat16") == ["bfloat16"]
 
 
 def test_no_more_cores_are_used_than_snakemake_gives(monkeypatch: pytest.MonkeyPatch) -> None:
