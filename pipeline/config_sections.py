@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pipeline.errors import nearest
 
 Dtype = Literal["bfloat16", "float16", "float32", "int8"]
-ModelDtype = Literal["bfloat16", "float16", "float32", "int8", "auto"]
+ModelDtype = Literal[Dtype, "auto"]
 Item = TypeVar("Item")
 
 

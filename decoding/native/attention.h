@@ -184,8 +184,8 @@ void attend_piece(const Run<T>& run, const Layer& layer, int index, int head, in
     }
 }
 
-// Attention of the rows from ``start`` on; what it gives is the input of the output projection. Work is shared out in pieces of some
-// rows and one key head, whose keys are laid out once for all the queries of the piece.
+// Attention of the rows from ``start`` on; what it gives is the input of the output projection. Work is shared out in
+// pieces of some rows and one key head, whose keys are laid out once for all the queries of the piece.
 template <class T>
 void attend(const Run<T>& run, const Layer& layer, int index, int64_t start) {
     const Model& m = run.m;

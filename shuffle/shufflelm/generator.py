@@ -125,9 +125,9 @@ class ShuffleGenerator:
         Raises:
             ValueError: a prompt is empty, or it and the slots or the limit exceed the context.
         """
-        for prompt in prompts:
-            check_prompt(self.model, prompt, max_new_tokens)
         if reads_one_by_one(self.target):
+            for prompt in prompts:  # all of them, before any text is begun
+                check_prompt(self.model, prompt, max_new_tokens)
             return [self.generate(p, max_new_tokens=max_new_tokens, generator=generator).output_ids for p in prompts]
         return self.generate_abreast(prompts, max_new_tokens=max_new_tokens, generator=generator)
 
