@@ -143,7 +143,7 @@ def train(objective: DraftObjective, batches: list[dict[str, Tensor]], epochs: i
         args=arguments,
         train_dataset=cast("Dataset[Any]", batches),
         data_collator=lambda examples: cast("dict[str, Any]", examples[0]),
-        callbacks=[guard(), stopwatch(work)],
+        callbacks=[guard(), stopwatch()],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     return [entry for entry in trainer.state.log_history if "loss" in entry]

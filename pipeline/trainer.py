@@ -117,5 +117,5 @@ def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, re
         train_dataset=train,
         eval_dataset=validation,
         data_collator=lambda items: items[0],
-        callbacks=[Progress(), guard(), stopwatch(work)],
+        callbacks=[Progress(), guard(), stopwatch()],
     )

@@ -27,7 +27,8 @@ from pipeline.files import atomic_write
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-SECONDS = "seconds"  # the file in which a training's time is noted
+STATE = "trainer_state.json"  # of a checkpoint
+STOPWATCH = "Stopwatch"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -67,26 +68,38 @@ def last_checkpoint(folder: Path) -> str | None:
     if not folder.is_dir():
         return None
     for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / "trainer_state.json").is_file():  # the Trainer writes it last
+        if not is_whole(checkpoint):
             shutil.rmtree(checkpoint, ignore_errors=True)  # under a launcher each process comes by here
     found: str | None = get_last_checkpoint(str(folder))  # type: ignore[no-untyped-call]
     return found
 
 
-def stopwatch(work: Path) -> TrainerCallback:
-    """Return what notes the time of the training in ``work`` with every checkpoint: a killed run's part counts too."""
-    from transformers import TrainerCallback
+def is_whole(checkpoint: Path) -> bool:
+    """Return whether all of a checkpoint is there: the Trainer writes its own state last."""
+    try:
+        json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
 
-    class Stopwatch(TrainerCallback):
+
+def stopwatch() -> TrainerCallback:
+    """Return what notes the time of a training in every checkpoint: a killed run's part counts too."""
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
+
+    class Stopwatch(TrainerCallback, ExportableState):
         started, before = time.perf_counter(), 0.0
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            # What was noted is of the checkpoint that is gone on with; without one all begins anew.
-            self.started, self.before = time.perf_counter(), spent_seconds(work) if state.global_step else 0.0
+            # What the checkpoint says that is gone on with; without one all begins anew.
+            noted = state.stateful_callbacks[STOPWATCH]["attributes"]["seconds"] if state.global_step else 0.0
+            self.started, self.before = time.perf_counter(), noted
 
-        def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            atomic_write(work / SECONDS, f"{self.before + time.perf_counter() - self.started}\n")
+        def state(self) -> dict[str, Any]:
+            return {"args": {}, "attributes": {"seconds": self.before + time.perf_counter() - self.started}}
 
+    assert Stopwatch.__name__ == STOPWATCH  # the name under which the Trainer notes its state
     return Stopwatch()
 
 
@@ -111,8 +124,11 @@ def guard() -> TrainerCallback:
 
 def spent_seconds(work: Path) -> float:
     """Return the time that a training took up to its last checkpoint, of which the Trainer writes one at the end."""
-    file = work / SECONDS
-    return round(float(file.read_text(encoding="utf-8")), 1) if file.is_file() else 0.0
+    checkpoint = last_checkpoint(work / "checkpoints")
+    if checkpoint is None:
+        return 0.0
+    state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
+    return round(float(state["stateful_callbacks"][STOPWATCH]["attributes"]["seconds"]), 1)
 
 
 def write_loss_curve(folder: Path, log: Iterable[Mapping[str, Any]]) -> None:

@@ -22,7 +22,7 @@ from pipeline import train
 from pipeline.distill import distilled
 from pipeline.generators import GENERATORS
 from pipeline.registry import import_target
-from pipeline.training_work import last_checkpoint, spent_seconds
+from pipeline.training_work import is_whole, last_checkpoint, spent_seconds
 from tests.pipeline.test_pairs import given, write_pairs
 
 BACKBONE = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 96}
@@ -128,12 +128,15 @@ def test_a_training_that_goes_astray_is_one_line_and_no_model(pairs: Path, tmp_p
 
 
 def test_a_checkpoint_that_a_kill_left_in_parts_is_not_gone_on_with(tmp_path: Path) -> None:
-    for step, files in ((10, ["model.safetensors", "trainer_state.json"]), (20, ["model.safetensors"])):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        for name in files:
-            (tmp_path / f"checkpoint-{step}" / name).write_text("")
+    states = {10: '{"global_step": 10}', 20: None, 30: "", 40: '{"global_step": 4'}
+    for step, state in states.items():
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("")
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert not (tmp_path / "checkpoint-20").exists()
+    assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-10"]
     assert last_checkpoint(tmp_path / "nothing") is None
 
 
@@ -147,7 +150,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(pairs: Path, t
     )
     checkpoints = tmp_path / ".killed.work" / "checkpoints"
     deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
+    while not any(is_whole(checkpoint) for checkpoint in checkpoints.glob("checkpoint-*")):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
