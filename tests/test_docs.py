@@ -39,7 +39,7 @@ COMMANDS = [
     for page in PAGES
     for command, output in commands_of(page)
 ] + [
-    pytest.param(command, "", id=f"README: {command[:60]}")
+    pytest.param(command.replace("\\\n", ""), "", id=f"README: {command[:60]}")
     for command in INDENTED.findall(README.read_text(encoding="utf-8"))
 ]
 
