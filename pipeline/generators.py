@@ -136,6 +136,14 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {  # one thing of ShuffleLM's remov
         "source_copy": True,
         "slots_per_prompt_token": 1.5,
     },
+    # As many slots too, which start from the prompt, and so stand for something from the first step on; matched, and
+    # put in order by rotary regression.
+    "upsampled": {
+        "num_mixer_layers": 0,
+        "source_copy": True,
+        "slots_per_prompt_token": 2.0,
+        "matching_warmup": 0.0,
+    },
     "glancing": {"glancing": 0.5},
 }
 TWIN = "autoregressive"  # what a model of the configuration's ``twins`` is itself

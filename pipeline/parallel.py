@@ -84,6 +84,7 @@ PARALLEL_METHODS: Mapping[str, Method] = {
     "shufflelm_assignment": _generator("shufflelm", shuffle_strategy="assignment"),
     "shufflelm_unordered": _generator("shufflelm", shuffle_strategy="none"),
     "shufflelm_from_twin_assignment": _generator("shufflelm_from_twin", shuffle_strategy="assignment"),
+    "shufflelm_from_twin_upsampled_unordered": _generator("shufflelm_from_twin_upsampled", shuffle_strategy="none"),
     **{
         f"{weights}_{n}_passes": _generator(weights, num_refinement_steps=n)
         for weights in ("diffusion", "diffusion_from_twin")

@@ -25,7 +25,8 @@ class ShuffleConfig(BackboneConfig):
     Attributes:
         max_parallel_tokens: K, the slots, which is as many tokens as one pass can generate.
         slots_per_prompt_token: slots of a pass for each token of what it reads, K at most (Saharia et al. 2020, after
-            Libovický and Helcl 2018); None: K, whatever the prompt.
+            Libovický and Helcl 2018); None: K, whatever the prompt. Nothing is learned from a text with more tokens
+            than its prompt has slots.
         rotary_dim: outputs of the rotary regression, two for each of its M frequencies.
         shuffle_temperature: of the softmax over positions whose mean is a slot's expected position.
         num_mixer_layers: mixers behind the backbone; 0 for none.
@@ -86,11 +87,9 @@ class ShuffleConfig(BackboneConfig):
         if (ratio := self.slots_per_prompt_token) is not None:
             if ratio <= 0:
                 raise ValueError(f"slots_per_prompt_token={ratio} must be above 0")
-            # Matched slots must be as many as there are tokens, and a mixer's weights are for one number of slots.
-            if self.matching != "ctc" or self.num_mixer_layers:
+            if self.num_mixer_layers:  # whose weights are for one number of slots
                 raise ValueError(
-                    f"slots_per_prompt_token={ratio} needs matching='ctc' and num_mixer_layers=0, not "
-                    f"{self.matching!r} and {self.num_mixer_layers}"
+                    f"slots_per_prompt_token={ratio} needs num_mixer_layers=0, not {self.num_mixer_layers}"
                 )
 
     @property

@@ -54,7 +54,7 @@ class ShuffleOutput(ModelOutput):
     Attributes:
         loss: where labels were given.
         logits: over the vocabulary, ``[B, K, V]``.
-        shuffle_scores: of positions 0 to K - 1, ``[B, K, K]``; None without a position head.
+        shuffle_scores: of each of the configuration's positions, ``[B, K, J]``; None without a position head.
         keep_logits: ``[B, K]``.
     """
 
@@ -113,8 +113,7 @@ class ShuffleLM(ParallelModel):
         slots = self.slot_embeddings(input_ids, real)
         if labels is None:
             return ShuffleOutput(None, *self.say(input_ids, real, slots))
-        lengths = (labels >= 0).sum(1)
-        check_lengths(lengths, self.config.max_parallel_tokens)
+        check_lengths((labels >= 0).sum(1), self.config.max_parallel_tokens)
         in_order = self.config.matching == "ctc"
         matching, shown = None, None
         ratio = self.config.glancing * (1 - GLANCING_FALLS * self.progress) if self.training else 0.0
@@ -124,7 +123,7 @@ class ShuffleLM(ParallelModel):
                 if in_order:
                     places = best_paths(said[0], said[2], labels, self.num_slots(real))
                 else:
-                    matching = self._match(labels, lengths, *said)
+                    matching = self._match(labels, real, *said)
                     places = places_of_slots(matching, slots.shape[1])
                 shown = choose_shown(said[0], labels, places, ratio)
             slots = show(slots, self.embed(labels.clamp(min=0)), shown, places)
@@ -132,7 +131,7 @@ class ShuffleLM(ParallelModel):
         if in_order:
             return ShuffleOutput(ctc_loss(logits, keep, labels, self.num_slots(real)), logits, scores, keep)
         if matching is None:
-            matching = self._match(labels, lengths, logits, scores, keep)
+            matching = self._match(labels, real, logits, scores, keep)
         beta, smoothing = self.config.beta, self.config.label_smoothing
         loss = slot_loss(logits, scores, keep, labels, matching, beta=beta, label_smoothing=smoothing, shown=shown)
         return ShuffleOutput(loss, logits, scores, keep)
@@ -169,7 +168,7 @@ class ShuffleLM(ParallelModel):
 
     def heads(
         self, hidden: Float[Tensor, "*b k d"]
-    ) -> tuple[Float[Tensor, "*b k d"], Float[Tensor, "*b k k"] | None, Float[Tensor, "*b k"]]:
+    ) -> tuple[Float[Tensor, "*b k d"], Float[Tensor, "*b k j"] | None, Float[Tensor, "*b k"]]:
         """Mix the slots' hidden states; return the states that the head reads, position scores and keep logits."""
         for mixer in self.mixers:
             hidden = mixer(hidden)
@@ -184,7 +183,7 @@ class ShuffleLM(ParallelModel):
 
     def say(
         self, input_ids: Int[Tensor, "b n"], real: Bool[Tensor, "b n"], slots: Float[Tensor, "b k d"]
-    ) -> tuple[Float[Tensor, "b k v"], Float[Tensor, "b k k"] | None, Float[Tensor, "b k"]]:
+    ) -> tuple[Float[Tensor, "b k v"], Float[Tensor, "b k j"] | None, Float[Tensor, "b k"]]:
         """Run prompts and slots through everything; return logits, position scores and keep logits.
 
         No row sees a slot that is not its prompt's, whose keep logit is negative infinity.
@@ -215,12 +214,17 @@ class ShuffleLM(ParallelModel):
     def _match(
         self,
         labels: Int[Tensor, "b t"],
-        lengths: Int[Tensor, " b"],
+        real: Bool[Tensor, "b n"],
         logits: Float[Tensor, "b k v"],
-        scores: Float[Tensor, "b k k"] | None,
+        scores: Float[Tensor, "b k j"] | None,
         keep: Float[Tensor, "b k"],
     ) -> Int[Tensor, "b t"]:
-        """Return the slot of each target token, as the configuration and the training's progress have it."""
+        """Return the slot of each target token, as the configuration and the training's progress have it.
+
+        A target with more tokens than its prompt has slots is matched with none of them.
+        """
+        lengths = (labels >= 0).sum(1)
+        lengths = lengths.where(lengths <= self.num_slots(real), 0)
         warming_up = self.training and self.progress < self.config.matching_warmup
         if self.config.matching == "identity" or warming_up:
             return identity_matching(lengths, labels.shape[1])

@@ -4,6 +4,9 @@ With the matching given (:mod:`shuffle.shufflelm.matching`), slot ``k`` for toke
 
     loss = mean_kj -log p_k(y_j)  +  beta mean_kj (1 - S[k, j])  +  mean_k BCE(keep_k, k is matched)
 
+over the slots of the examples of which a token is matched. A slot that is not there has a keep logit of negative
+infinity.
+
 Glancing (Qian et al. 2021) makes the first term easier while the model is bad at it: what it gets wrong in a first pass
 is shown in part, the token's embedding in the place of the slot's, and the second pass is trained on the rest alone.
 
@@ -51,9 +54,11 @@ def slot_loss(
     matched = slots != UNMATCHED
     row, token = matched.nonzero(as_tuple=True)
     stands = torch.zeros_like(keep_logits).index_put_((row, slots[matched]), keep_logits.new_ones(()))
-    loss = F.binary_cross_entropy_with_logits(keep_logits, stands)
+    counts = keep_logits.isfinite() & matched.any(1, keepdim=True)
+    kept = F.binary_cross_entropy_with_logits(keep_logits.where(counts, 0), stands, reduction="none")
+    loss = kept.where(counts, 0).sum() / counts.sum().clamp(min=1)
     if scores is not None:
-        loss = loss + beta * (1 - scores[row, slots[matched], token]).mean()
+        loss = loss + beta * (1 - scores[row, slots[matched], token]).sum() / matched.sum().clamp(min=1)
     asked = matched if shown is None else matched & ~shown
     row, _ = asked.nonzero(as_tuple=True)
     said = F.cross_entropy(

@@ -70,6 +70,7 @@ PLACED = [
     {"prompt_attention": "causal", "num_mixer_layers": 0},
     {"source_copy": True, "num_mixer_layers": 2},
     {"tie_word_embeddings": False, "prompt_attention": "causal", "source_copy": True},
+    {"num_mixer_layers": 0, "slots_per_prompt_token": 2.0, "source_copy": True},
 ]
 IN_ORDER = {"matching": "ctc", "position_head": "none"}
 UPSAMPLED = IN_ORDER | {"num_mixer_layers": 0, "slots_per_prompt_token": 1.5}
