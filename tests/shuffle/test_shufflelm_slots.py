@@ -1,4 +1,4 @@
-"""As many slots as the prompt asks for: each prompt has its own, and a text that does not fit them counts for nothing."""
+"""As many slots as the prompt asks for: each prompt has its own; a text that does not fit them counts for nothing."""
 
 from __future__ import annotations
 
