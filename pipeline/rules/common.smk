@@ -294,3 +294,7 @@ wildcard_constraints:
 
 onstart:
     globals().update(LOCK=hold_lock())
+    if workflow.local_exec:
+        # The limiter makes Snakemake look for jobs every second, and one time more a second for every job that has ended:
+        # after a hundred jobs that is the better part of a core, of those that cells are timed on.
+        workflow.scheduler.job_rate_limiter = None

@@ -174,6 +174,18 @@ def test_killed_run_goes_on_and_a_second_run_is_refused(tmp_path: Path) -> None:
     assert again.count(killed) == 2
 
 
+def test_snakemake_looks_for_jobs_when_one_has_ended_and_else_rests(tmp_path: Path) -> None:
+    """What it takes while a job runs is taken from the cores that a cell is timed on."""
+    project = copy_project(tmp_path)
+    run = command("--configfile", short_profile(project).name, "--verbose")
+    slow = os.environ | {"STAND_IN_SECONDS": "0.7"}
+    done = subprocess.run(run, cwd=project, env=slow, capture_output=True, text=True, timeout=300, check=True)
+    told = done.stdout + done.stderr
+    ended, looks = told.count("Finished jobid"), told.count("Ready jobs:")
+    assert ended > 10
+    assert 0 < looks <= ended + 1
+
+
 def test_a_file_system_without_locks_and_links_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project, tools = copy_project(tmp_path / "project"), tmp_path / "tools"
     tools.mkdir()
