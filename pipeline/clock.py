@@ -33,8 +33,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from decoding.linear import can_pack
 from decoding.native import can_sum, sum_of
+from pipeline.precision import multiplies_in
 
 # Not the environment's temporary folder, which may be another for each job: the lock is the machine's.
 LOCK_FOLDER = Path("/tmp" if os.name == "posix" else tempfile.gettempdir())
@@ -123,8 +123,8 @@ def measure_limits(device: torch.device, dtype: torch.dtype, trials: int = 5) ->
     """
     side, queued = (8192, 20) if device.type == "cuda" else (2048, 1)
     bandwidth = _bandwidth(device, side, queued, trials)  # apart, so that what it read is freed
-    if device.type == "cpu" and not can_pack(device, dtype):
-        # No arithmetic in this dtype: torch is a hundred times slower in it, and the compiled engine is in float32.
+    if not multiplies_in(device, dtype):
+        # It lacks this arithmetic: torch is 5 to 100 times slower in it, and the compiled engine is in float32.
         dtype = torch.float32
     matrix = torch.ones(side, side, device=device, dtype=dtype)
     return Limits(bandwidth, 2 * side**3 / _best_s(lambda: matrix.matmul(matrix), device, queued, trials))

@@ -47,9 +47,9 @@ def trains_in_bfloat16() -> bool:
     """Return whether mixed precision pays: on a GPU, or a CPU whose matrix products in bfloat16 are not emulated."""
     import torch
 
-    from decoding.linear import can_pack
+    from pipeline.precision import multiplies_in
 
-    return torch.cuda.is_available() or can_pack(torch.device("cpu"), torch.bfloat16)
+    return torch.cuda.is_available() or multiplies_in(torch.device("cpu"), torch.bfloat16)
 
 
 def prepared_work(work: Path, settings: Mapping[str, Any]) -> Path:
