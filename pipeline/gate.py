@@ -33,7 +33,15 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import UserError, command
-from pipeline.gate_findings import Finding, Verdict, asked_of, difference, differs, is_same_platform
+from pipeline.gate_findings import (
+    Finding,
+    Verdict,
+    asked_of,
+    difference,
+    differs,
+    is_same_platform,
+    is_trained_anew,
+)
 from pipeline.gate_methods import TOLERATED_STEP, of_methods
 from pipeline.schemas import benchmark
 
@@ -110,7 +118,10 @@ def of_losslessness(where: str, pair: pd.Series) -> Iterator[Finding]:
 
 
 def of_counters(where: str, pair: pd.Series) -> Iterator[Finding]:
-    """Yield the counters that changed, exactly where the platform allows it; those of other texts are the method's."""
+    """Yield the counters that changed, exactly where the platform allows it.
+
+    Those of other texts, or of parts that were trained anew, are looked at over all cells of the method.
+    """
     if is_same_platform(pair):
         for name, better in COUNTERS.items():
             if differs(pair, name):
@@ -118,7 +129,7 @@ def of_counters(where: str, pair: pd.Series) -> Iterator[Finding]:
                 good = better != 0 and rose == (better > 0)
                 yield difference(where, name, pair, "improvement" if good else "regression")
         return
-    if differs(pair, "output_sha256"):
+    if differs(pair, "output_sha256") or is_trained_anew(pair):
         return
     now, before = pair["tokens_per_step"], pair["tokens_per_step_before"]
     if pd.notna(now) and pd.notna(before) and abs(now / before - 1) > TOLERATED_STEP:

@@ -17,6 +17,7 @@ import pandas as pd
 Verdict = Literal["regression", "improvement", "note"]
 ASKED = ["data_sha256", "requests_sha256", "num_prompts", "options", "sampling", "metric"]
 PLATFORM = ["hardware", "device", "engine", "num_threads"]
+TRAINED = ["weights_sha256", "parts"]
 ROUNDED = 1e-5  # the table has six significant digits
 
 
@@ -48,7 +49,12 @@ def differs(pair: pd.Series, name: str) -> bool:
 
 def is_same_platform(pair: pd.Series) -> bool:
     """Whether texts and counters must be the same: hardware, engine, threads and all weights are."""
-    return not any(differs(pair, name) for name in (*PLATFORM, "weights_sha256", "parts"))
+    return not any(differs(pair, name) for name in PLATFORM) and not is_trained_anew(pair)
+
+
+def is_trained_anew(pair: pd.Series) -> bool:
+    """Whether the model, or a part of the method, has other weights than before."""
+    return any(differs(pair, name) for name in TRAINED)
 
 
 def difference(where: str, what: str, pair: pd.Series, verdict: Verdict, column: str = "") -> Finding:

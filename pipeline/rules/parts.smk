@@ -116,7 +116,7 @@ rule train_draft:
         seed=SETTINGS.training.seed,
         device=SETTINGS.device,
     threads: TRAINING_THREADS
-    priority: 2
+    priority: 3  # as long as heads and mixer together: begun last, it leaves half of the cores idle
     log:
         f"results/logs/train_draft/{{model}}/{SETTINGS.training.name}.log",
     message:

@@ -137,9 +137,9 @@ COLUMNS: dict[str, pa.Column] = {
     # many prompts at once: only for models that generate in parallel
     "batch_size": whole(
         "prompts",
-        "prompts given at once for the five figures that follow; whoever is faster text by text may read them so, as "
-        "parallel generators are on the compiled engine; all empty where the twin is spread over several "
-        "devices, and would read text by text",
+        "prompts given at once for the five figures that follow; a parallel generator goes through them text by text "
+        "or all in one pass, whichever is the faster; all empty where the twin is spread over several devices, and "
+        "would read text by text",
         ge=1,
     ),
     "batch_tokens_per_second": real(

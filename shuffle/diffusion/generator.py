@@ -135,6 +135,11 @@ class DiffusionGenerator:
             cut = ending.check(text, start)
         return clock.generation(text[: cut.kept], truncated=not cut.ended)
 
+    @property
+    def goes_abreast(self) -> bool:
+        """Whether its options allow many texts in one pass: candidates are of one text, and so is their energy."""
+        return self.num_candidates == 1 and not self.energy_rounds
+
     @torch.inference_mode()
     def generate_batch(
         self,
@@ -150,7 +155,7 @@ class DiffusionGenerator:
         """
         for prompt in prompts:
             check_request(prompt, max_new_tokens, self.target.max_context)
-        if self.num_candidates > 1 or self.energy_rounds or reads_one_by_one(self.target):
+        if not self.goes_abreast or reads_one_by_one(self.target):
             return [self.generate(p, max_new_tokens=max_new_tokens, generator=generator).output_ids for p in prompts]
         return self.generate_abreast(prompts, max_new_tokens=max_new_tokens, generator=generator)
 

@@ -48,6 +48,8 @@ class ShuffleGenerator:
         ValueError: an option is out of range, or the model cannot do it.
     """
 
+    goes_abreast = True
+
     def __init__(
         self,
         model: ShuffleLM,

@@ -60,6 +60,8 @@ class TwoStreamGenerator:
         ValueError: an option is out of range.
     """
 
+    goes_abreast = True
+
     def __init__(
         self,
         model: LlamaTwoStreamForCausalLM,

@@ -151,8 +151,8 @@ def test_a_worse_trained_part_is_caught_by_its_tokens_a_step() -> None:
         return table(row("medusa", tokens_per_step=tokens_per_step, parts=parts, target_forwards=900))
 
     assert compare(with_heads(1.95, "1"), with_heads(2.0, "2")) == []
-    assert verdicts(compare(with_heads(1.7, "1"), with_heads(2.0, "2"))) == {("regression", "tokens_per_step")}
-    assert verdicts(compare(with_heads(2.3, "1"), with_heads(2.0, "2"))) == {("improvement", "tokens_per_step")}
+    assert verdicts(compare(with_heads(1.4, "1"), with_heads(2.0, "2"))) == {("regression", "tokens_per_step")}
+    assert verdicts(compare(with_heads(2.9, "1"), with_heads(2.0, "2"))) == {("improvement", "tokens_per_step")}
 
 
 def test_counters_are_exact_on_the_same_platform_alone() -> None:

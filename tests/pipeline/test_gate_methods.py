@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.gate import compare
 from pipeline.gate_methods import mbu_change, speed_change, step_change
 from pipeline.statistics import RUN_TO_RUN, Speedup, paired_speedup
-from tests.pipeline.benchmark_rows import METRIC, row
+from tests.pipeline.benchmark_rows import METRIC, row, table
 
 TASKS = list(METRIC)
 
@@ -70,3 +71,26 @@ def test_texts_that_rounding_made_others_of_fire_at_no_method() -> None:
         assert change is not None
         assert change.high > -0.1
         assert change.low < 0.1
+
+
+@pytest.mark.parametrize(
+    ("factors", "verdict"),
+    [
+        # A draft model that was trained on two kinds of processor, with the same settings, as they ran hf_assisted.
+        ([1.012, 0.826, 0.893, 0.832], "note"),
+        ([1.0, 0.932, 0.883, 0.908], None),  # and ouroboros
+        ([0.75, 0.70, 0.78, 0.72], "regression"),  # a worse one
+        ([1.35, 1.30, 1.40, 1.35], "improvement"),
+    ],
+)
+def test_parts_trained_anew_are_judged_over_all_cells_of_a_method(factors: list[float], verdict: str | None) -> None:
+    def with_draft(steps: list[float], weights: str) -> pd.DataFrame:
+        parts = f'{{"draft": "{weights * 64}"}}'
+        cells = [row("speculative", task, tokens_per_step=n, parts=parts) for task, n in zip(TASKS, steps, strict=True)]
+        return table(*(cell | {"num_prompts": 5, "truncated": 0} for cell in cells))
+
+    before = [1.15, 1.58, 1.45, 1.85]
+    now = [n * factor for n, factor in zip(before, factors, strict=True)]
+    found = compare(with_draft(now, "1"), with_draft(before, "2"))
+    assert [each.verdict for each in found] == [verdict] * (verdict is not None)
+    assert all(each.what.startswith("tokens_per_step") for each in found)
