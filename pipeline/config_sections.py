@@ -185,7 +185,11 @@ class MixerTraining(Section):
 
 
 class TrainingSettings(Section):
-    """The recipe of the trained parts, by ``name``; ``num_tokens`` is how much text the target writes for it."""
+    """The recipe of the trained parts, by ``name``; ``num_tokens`` is how much text the target writes for it, at most.
+
+    How many prompts there are goes by how long answers were reckoned to be (``pipeline.training_forms``). SmolLM2's are
+    shorter, and end at three quarters of it.
+    """
 
     name: Name = "default"
     num_tokens: Positive = 100_000

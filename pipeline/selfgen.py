@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -216,6 +217,8 @@ def self_generate(given: argparse.Namespace) -> tuple[list[Row], Row]:
             if tokens >= given.num_tokens:
                 break
     seconds = time.perf_counter() - started
+    if tokens < given.num_tokens:
+        print(f"selfgen: the prompts ran out at {tokens} of {given.num_tokens} tokens", file=sys.stderr)
     return rows, settings | {
         "model": given.model.name,
         "num_tokens": tokens,

@@ -209,6 +209,16 @@ def test_a_longer_text_starts_with_the_shorter_one(folder: Path, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("without_tokenizer")
+@pytest.mark.parametrize(("wanted", "told"), [(10, False), (10_000, True)])
+def test_prompts_that_run_out_are_told_of(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wanted: int, told: bool
+) -> None:
+    _, record = selfgen.self_generate(given_of(folder, tmp_path / "text" / "text.jsonl", wanted))
+    line = f"selfgen: the prompts ran out at {record['num_tokens']} of {wanted} tokens"
+    assert (line in capsys.readouterr().err) is told
+
+
+@pytest.mark.usefixtures("without_tokenizer")
 def test_an_answer_under_another_limit_or_stop_string_is_not_reused(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "text" / "text.jsonl"
     selfgen.self_generate(given_of(folder, output, 100))
