@@ -25,7 +25,7 @@ from pipeline.batching import Job, answer, places_for
 from pipeline.clock import quiet
 from pipeline.record import Record
 from pipeline.statistics import Timed, paired_speedup
-from shuffle.passes import ParallelGenerator, ways_through
+from shuffle.passes import BatchWay, ParallelGenerator, ways_through
 
 BATCH_SIZE = 32
 TRIALS = 7
@@ -48,7 +48,7 @@ def measure_batch(
     jobs = [Job(prompt, Ending(limit, target.end_token_ids)) for prompt in prompts]
     places = places_for(target, jobs)
 
-    def through(way: Callable[..., list[tuple[int, ...]]]) -> int:
+    def through(way: BatchWay) -> int:
         return sum(map(len, way(prompts, max_new_tokens=limit)))
 
     ours = fastest([partial(through, way) for way in ways_through(generator)], device)

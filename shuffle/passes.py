@@ -23,6 +23,8 @@ import torch
 from decoding import Generation, Step, StopStrings, TargetModel
 from decoding.stopping import NO_STRINGS
 
+BatchWay = Callable[..., list[tuple[int, ...]]]  # called as ParallelGenerator.generate_batch
+
 
 class ParallelGenerator(Protocol):
     """A model that generates in parallel, laid out for decoding; built by ``from_pretrained(folder, ...)``."""
@@ -59,13 +61,8 @@ class GoesAbreast(ParallelGenerator, Protocol):
     def goes_abreast(self) -> bool:
         """Whether its options allow it."""
 
-    def generate_abreast(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        generator: torch.Generator | None = None,
-    ) -> list[tuple[int, ...]]:
+    @property
+    def generate_abreast(self) -> BatchWay:
         """As :meth:`generate_batch`, all texts in each forward pass."""
 
 
@@ -80,9 +77,9 @@ def reads_one_by_one(target: TargetModel) -> bool:
     return target.native is not None
 
 
-def ways_through(generator: ParallelGenerator) -> list[Callable[..., list[tuple[int, ...]]]]:
-    """Return the ways in which a generator can go through a batch, called as ``generate_batch``; the default first."""
-    ways = [generator.generate_batch]
+def ways_through(generator: ParallelGenerator) -> list[BatchWay]:
+    """Return the ways in which a generator can go through a batch, the default first."""
+    ways: list[BatchWay] = [generator.generate_batch]
     if isinstance(generator, GoesAbreast) and generator.goes_abreast and reads_one_by_one(generator.target):
         ways.append(generator.generate_abreast)
     return ways
