@@ -43,7 +43,7 @@ class Origin:
 
     Attributes:
         share: part of all output tokens.
-        answer_tokens: about how many an answer has, to know how many prompts are needed.
+        answer_tokens: how many SmolLM2-135M-Instruct's answers have on the mean, to know how many prompts are needed.
         key: the document's key that the material is under.
         written_tokens: 0 if the material is found; else the target writes it, with at most this many tokens.
         stops: where what the target writes is cut.
@@ -64,16 +64,16 @@ class Origin:
 
 
 ORIGINS = (
-    Origin("humaneval", 0.12, 120, "prompt"),
-    Origin("humaneval", 0.16, 120, "prompt", written_tokens=64, stops=('"""',)),
-    Origin("gsm8k", 0.21, 110, "question", written_tokens=90, stops=("\nAnswer", "\n")),
+    Origin("humaneval", 0.12, 116, "prompt"),
+    Origin("humaneval", 0.16, 45, "prompt", written_tokens=64, stops=('"""',)),
+    Origin("gsm8k", 0.21, 53, "question", written_tokens=90, stops=("\nAnswer", "\n")),
     Origin("cnn_dailymail", 0.09, 70, "article"),
     Origin("cnn_dailymail", 0.09, 70, "article", written_tokens=160, stops=("\n\nSumm",)),
-    Origin("wmt14", 0.13, 40, "source", written_tokens=48, stops=("\n",)),
+    Origin("wmt14", 0.13, 14, "source", written_tokens=48, stops=("\n",)),
     Origin("multi30k", 0.02, 20, "source", written_tokens=32, stops=("\n",)),
-    Origin("docstrings", 0.04, 20, "body"),
+    Origin("docstrings", 0.04, 17, "body"),
     Origin("verbalized", 0.04, 25, "source"),
-    Origin("chat", 0.10, 150, "", written_tokens=128),
+    Origin("chat", 0.10, 132, "", written_tokens=128),
 )
 # What a document needs beside its material to be one of the task: read by nothing that makes a prompt.
 OTHER_KEYS = ("target", "summary", "highlights", "answer", "task_id", "entry_point", "canonical_solution", "test")
