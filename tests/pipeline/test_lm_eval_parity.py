@@ -10,10 +10,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from pipeline import dataset, score
+from pipeline import dataset, prepare, score
 from pipeline.registry import TASKS
 from pipeline.schemas.benchmark import PERCENT_METRICS
 
@@ -25,21 +26,24 @@ GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
 CHAT_TEMPLATE = {"humaneval": False, "gsm_symbolic": True, "docstrings": True, "verbalized": True}
 
 
-def ours(task: str, model: Path, folder: Path) -> tuple[list[dict], dict]:
+def ours(task: str, model: Path, folder: Path, patch: pytest.MonkeyPatch) -> tuple[list[dict], dict]:
     """Run our rules by hand; return the samples and the score."""
     data, requests, cell = folder / "data", folder / "requests.jsonl", folder / "cell"
     limits = [f"--num-prompts={NUM_PROMPTS}", f"--max-new-tokens={MAX_NEW_TOKENS}"]
     chat = ["--chat-template"] if CHAT_TEMPLATE[task] else []
     how = ["--dtype=float32", "--method=autoregressive", "--options={}", "--sampling=" + json.dumps(GREEDY), "--seed=0"]
     measure = ["--repeats=1", "--warmup-prompts=0", "--device=cpu", "--num-threads=0"]
-    for command in (
-        ["dataset", f"--output={data}"],
-        ["prepare", f"--data={data}", f"--model={model}", *limits, *chat, f"--output={requests}"],
-        ["generate", f"--model-dir={model}", *how, *measure, f"--requests={requests}", f"--output={cell}"],
-        ["score", f"--data={data}", f"--cell={cell}", "--allow-code-execution"],
-    ):
-        module, *options = command
-        subprocess.run([sys.executable, "-m", f"pipeline.{module}", f"--task={task}", *options], cwd=ROOT, check=True)
+
+    def here(rule: ModuleType, *options: str) -> None:
+        patch.setattr(sys, "argv", [rule.__name__, f"--task={task}", *options])
+        rule.main()
+
+    here(dataset, f"--output={data}")
+    here(prepare, f"--data={data}", f"--model={model}", *limits, *chat, f"--output={requests}")
+    # A process of its own: it counts the threads, and its memory is the cell's.
+    cell_of = [f"--task={task}", f"--model-dir={model}", *how, *measure, f"--requests={requests}", f"--output={cell}"]
+    subprocess.run([sys.executable, "-m", "pipeline.generate", *cell_of], cwd=ROOT, check=True)
+    here(score, f"--data={data}", f"--cell={cell}", "--allow-code-execution")
     samples = [json.loads(line) for line in (cell / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     return samples, json.loads((cell / "score.json").read_text(encoding="utf-8"))
 
@@ -92,8 +96,8 @@ def check_equal(task: str, samples: list[dict], score: dict, reference: dict) ->
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.parametrize("task", CHAT_TEMPLATE)
-def test_answers_and_scores_are_those_of_lm_eval(task, smollm2, hf_model, tmp_path):
-    samples, score = ours(task, smollm2, tmp_path)
+def test_answers_and_scores_are_those_of_lm_eval(task, smollm2, hf_model, tmp_path, monkeypatch):
+    samples, score = ours(task, smollm2, tmp_path, monkeypatch)
     assert any(sample["text"].strip() for sample in samples)
     reference = theirs(task, hf_model, tmp_path / "data/data.jsonl", NUM_PROMPTS, CHAT_TEMPLATE[task])
     check_equal(task, samples, score, reference)
