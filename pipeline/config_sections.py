@@ -185,10 +185,9 @@ class MixerTraining(Section):
 
 
 class TrainingSettings(Section):
-    """The recipe of the trained parts, by ``name``; ``num_tokens`` is how much text the target writes for it, at most.
+    """The recipe of the trained parts, by ``name``; ``num_tokens`` is how much text the target writes for it.
 
-    How many prompts there are goes by how long answers were reckoned to be (``pipeline.training_forms``). SmolLM2's are
-    shorter, and end at three quarters of it.
+    Less, and a line says so, where its answers are shorter than ``pipeline.training_forms`` has them: prompts run out.
     """
 
     name: Name = "default"
