@@ -49,14 +49,19 @@ class DraftModel:
     Args:
         model: runs the forward passes; its head gives a logit for each token of the shortlist.
         shortlist: ids of the tokens that the head knows, ascending; None for the whole vocabulary.
+        vocab_size: number of token ids of the target; None for the model's own.
 
     Attributes:
         num_forwards: forward passes since the model was loaded.
         token_ids: token of each row of the head, a list; None for the whole vocabulary.
+        vocab_size: number of token ids, the shortlist's or not.
     """
 
-    def __init__(self, model: TargetModel, shortlist: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, model: TargetModel, shortlist: Sequence[int] | None = None, vocab_size: int | None = None
+    ) -> None:
         self.model = model
+        self.vocab_size = vocab_size or model.vocab_size
         self.token_ids = None if shortlist is None else list(shortlist)
         self.num_forwards = 0
         self._rows: Int[Tensor, " s"] = torch.tensor(self.token_ids or [], dtype=torch.long)
@@ -69,6 +74,9 @@ class DraftModel:
     def from_pretrained(cls, folder: str | Path, *, target: TargetModel, use_shortlist: bool = True) -> DraftModel:
         """Load the draft model of ``target``, in its dtype and on its device.
 
+        Models of one family may pad their vocabularies to different sizes: the head is then restricted to the ids that
+        both have.
+
         Raises:
             ValueError: there is no model in the folder, its vocabulary is not the target's, or its shortlist is bad.
         """
@@ -77,20 +85,19 @@ class DraftModel:
         model = TargetModel.from_pretrained(
             folder, dtype=target.dtype, device=target.device, decode_width=None, weights=target.weight_type
         )
-        if not use_shortlist or not (folder / "shortlist.json").exists():
+        common = min(model.vocab_size, target.vocab_size)
+        if use_shortlist and (folder / "shortlist.json").exists():
+            shortlist = read_shortlist(folder / "shortlist.json", common)
+        elif model.vocab_size == target.vocab_size:
             return cls(model)
-        shortlist = read_shortlist(folder / "shortlist.json", model.vocab_size)
-        return cls(restrict_head(model, folder, shortlist), shortlist)
+        else:
+            shortlist = list(range(common))
+        return cls(restrict_head(model, folder, shortlist), shortlist, target.vocab_size)
 
     @property
     def max_context(self) -> int:
         """Longest text that the model can read."""
         return self.model.max_context
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids, the shortlist's or not."""
-        return self.model.vocab_size
 
     def token_of(self, row: int) -> int:
         """Return the token that a row of the head stands for."""
@@ -145,7 +152,7 @@ class DraftModel:
         """
         ahead = len(self._pending)
         cache = self._with_room(ahead + tree.width)
-        output = self.model.read(cache, behind(self._pending, tree))
+        output = self.model.read(cache, self._known(behind(self._pending, tree)))
         self.num_forwards += 1
         cache.keep(range(ahead))
         self._held.extend(self._pending)
@@ -163,13 +170,20 @@ class DraftModel:
     def _read_pending(self) -> None:
         """Read the missing tokens in one forward pass and commit them."""
         cache = self._with_room(len(self._pending))
+        known = self._known(CandidateTree.chain(self._pending[0], self._pending[1:])).tokens
         if cache.length == 0:
-            self.model.prefill(cache, self._pending)
+            self.model.prefill(cache, known)
         else:
-            self.model.extend(cache, self._pending)
+            self.model.extend(cache, known)
         self.num_forwards += 1
         self._held.extend(self._pending)
         self._pending = []
+
+    def _known(self, tree: CandidateTree) -> CandidateTree:
+        """Put token 0 in the place of ids that the target has more of: padding, which no text should hold."""
+        if max(tree.tokens) < self.model.vocab_size:
+            return tree
+        return replace(tree, tokens=tuple(token if token < self.model.vocab_size else 0 for token in tree.tokens))
 
     def _started(self) -> KVCache:
         if self._cache is None:
@@ -204,8 +218,12 @@ def behind(pending: Sequence[int], tree: CandidateTree) -> CandidateTree:
     return CandidateTree((*pending, *tree.tokens), parents)
 
 
-def check_same_vocabulary(folder: Path, *, target_folder: Path | None, vocab_size: int) -> None:
+def check_same_vocabulary(
+    folder: Path, *, target_folder: Path | None, vocab_size: int, padding: bool = True
+) -> None:
     """Refuse a draft model whose token ids mean other tokens than the target's.
+
+    With ``padding``, the numbers of ids may differ where the tokenizers are one: what is beyond it is no token.
 
     Raises:
         ValueError: there is no model in ``folder``, or its vocabulary or tokenizer is not the target's.
@@ -213,11 +231,11 @@ def check_same_vocabulary(folder: Path, *, target_folder: Path | None, vocab_siz
     if not (folder / "config.json").exists():
         raise ValueError(f"there is no draft model in {folder}")
     size = json.loads((folder / "config.json").read_text()).get("vocab_size")
-    if size != vocab_size:
+    theirs, ours = read_vocabulary(folder), None if target_folder is None else read_vocabulary(target_folder)
+    if size != vocab_size and not (padding and theirs and theirs == ours):
         raise ValueError(f"the draft model in {folder} has {size} tokens, the target {vocab_size}")
     if target_folder is None:
         return
-    theirs, ours = read_vocabulary(folder), read_vocabulary(target_folder)
     if theirs != ours:
         what = "is not the target's" if theirs and ours else "cannot be compared with the target's"
         raise ValueError(f"the tokenizer of the draft model in {folder} {what} in {target_folder}")

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,6 +68,9 @@ class TransformersAssisted(TransformersGreedy):
             raise ValueError(
                 f"assistant_confidence_threshold must be between 0 and 1, not {assistant_confidence_threshold}"
             )
+        # transformers imports it when it first moves its threshold, which would be in the middle of a timed text.
+        with suppress(ImportError):
+            import_module("sklearn.metrics")
         super().__init__(model, sampling, end_token_ids, attention)
         self.assistant = assistant
         if attention != "sdpa":
@@ -95,7 +100,7 @@ class TransformersAssisted(TransformersGreedy):
         if not draft:
             raise ValueError("assisted generation needs the folder of a draft model: draft")
         size = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).vocab_size
-        check_same_vocabulary(Path(draft), target_folder=Path(folder), vocab_size=size)
+        check_same_vocabulary(Path(draft), target_folder=Path(folder), vocab_size=size, padding=False)
         options["assistant"] = load_model(draft, dtype, device)
         return super().from_pretrained(folder, dtype=dtype, device=device, sampling=sampling, **options)
 

@@ -94,7 +94,11 @@ def in_all(pooled: pd.DataFrame) -> str:
     if pooled.empty:
         return "**At no loss** nothing can be said over all tasks together: no cell has an interval. By task:"
     best = pooled.iloc[0]
-    told = "" if best["low"] > 1 else ", an interval that holds 1: it was not shown to be faster than the baseline"
+    told = ""
+    if best["high"] < 1:
+        told = ": it is slower than the baseline"
+    elif best["low"] <= 1:
+        told = ", an interval that holds 1: it was not shown to be faster than the baseline"
     others = ", ".join(f"`{method}` {row['mean']:.2f}" for method, row in pooled.iloc[1:4].iterrows())
     return (
         f"**At no loss**, `{best.name}` is fastest over all tasks together: {best['mean']:.2f} times the baseline "

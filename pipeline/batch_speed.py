@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from decoding import TargetModel
+from decoding.sampling import GREEDY, Sampling
 from decoding.stopping import Ending
-from pipeline.batching import Job, answer, places_for
+from pipeline.batching import Draw, Job, answer, places_for
 from pipeline.clock import quiet
 from pipeline.record import Record
 from pipeline.statistics import Timed, paired_speedup
@@ -33,15 +34,20 @@ CHOOSING_TRIALS = 3
 
 
 def measure_batch(
-    generator: ParallelGenerator, target: TargetModel, requests: Sequence[Record], device: torch.device
+    generator: ParallelGenerator,
+    target: TargetModel,
+    requests: Sequence[Record],
+    device: torch.device,
+    sampling: Sampling = GREEDY,
 ) -> dict[str, Any]:
     """Return the batch's size, tokens/s of the generator and of the twin over all trials, their ratio and its interval.
 
     Returns:
-        Nothing where the target does not read the texts together.
+        Nothing where the target does not read the texts together, or would draw its tokens otherwise than asked for.
     """
-    if not target.reads_together:
+    if not target.reads_together or sampling.top_k:
         return {}
+    draw = Draw(sampling.temperature, sampling.top_p)
     batch = requests[:BATCH_SIZE]
     prompts = [tuple(request["prompt_ids"]) for request in batch]
     limit = max(request["max_new_tokens"] for request in batch)
@@ -54,7 +60,7 @@ def measure_batch(
     ours = fastest([partial(through, way) for way in ways_through(generator)], device)
 
     def twins() -> int:
-        return sum(len(found.ids) for found in answer(target, jobs, places=places))
+        return sum(len(found.ids) for found in answer(target, jobs, draw, places=places))
 
     method, baseline = in_turn(ours, twins, device)
     found = paired_speedup(method, baseline)

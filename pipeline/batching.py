@@ -81,6 +81,9 @@ def choose(logits: Float[Tensor, "rows vocabulary"], draw: Draw, generator: torc
     """Return the next token of each row: the likeliest, or one drawn from the nucleus (Holtzman et al. 2020)."""
     if draw.temperature == 0:
         return list(choices(logits))
+    if draw.top_p == 1:
+        drawn = torch.multinomial((logits / draw.temperature).softmax(-1).cpu(), 1, generator=generator)
+        return [int(token) for token in drawn[:, 0]]
     top = most_likely(logits / draw.temperature, NUCLEUS_WITHIN)
     probabilities = top.log_probabilities.exp()
     outside = probabilities.cumsum(-1) - probabilities >= draw.top_p

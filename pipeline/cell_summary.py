@@ -53,6 +53,7 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
     # A generator's forward passes are its own model's; all others' are the target's.
     model = bench.method.target if kind == "generator" else bench.target  # type: ignore[attr-defined]
     ours, part_bytes = kind == "drafter", part_bytes_of(bench.method)
+    widest = bench.method.drafter.max_width if isinstance(bench.method, SpeculativeDecoder) else 1
     cache_bytes_per_token = model.new_cache(1).bytes_per_token
     return {
         "status": "ok",
@@ -70,7 +71,7 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
         "requests_sha256": sha256_of(spec.requests),
         "parts": {name: sha256_of_all(folder.glob("*.safetensors")) for name, folder in spec.parts.items()},
         "engine": "transformers" if kind == "peer" else model.engine,
-        "cache_bytes": cache_bytes_per_token * bench.target.capacity_for(bench.longest, 1) if ours else None,
+        "cache_bytes": cache_bytes_per_token * bench.target.capacity_for(bench.longest, widest) if ours else None,
         "decode_width": bench.target.decode_width if ours else None,
         # Where a generator goes another way than its twin is no rounding.
         "divergences": bench.margins(records, requests) if bench.sampling.is_greedy and kind != "generator" else [],
@@ -106,7 +107,8 @@ def figures_of(
     if kind == "peer" and not bench.spec.parts:
         figures["draft_s"] = None  # transformers does not tell when it looks up
     if kind == "generator":
-        figures |= measure_batch(bench.method, bench.target, requests, bench.device)  # type: ignore[arg-type]
+        generator: Any = bench.method
+        figures |= measure_batch(generator, bench.target, requests, bench.device, bench.sampling)
     return figures
 
 

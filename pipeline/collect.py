@@ -116,11 +116,20 @@ def sources(task: Path, model: Path) -> dict[str, str]:
     """Return where the documents and the weights came from and what they hash to; empty where that is not known."""
     data, weights = read_record(task / "source.json"), read_record(model / "source.json")
     return {
-        "data_source": data.get("source", ""),
+        "data_source": with_revision(data.get("source", ""), data.get("revision", "")),
         "data_sha256": data.get("sha256", ""),
         "model_source": weights.get("source", ""),
         "weights_sha256": weights.get("weights_sha256", ""),
     }
+
+
+def with_revision(source: str, revision: str) -> str:
+    """Return where documents came from with what tells one release of them from another: a version, commit or seed.
+
+    A file's is the hash of what was read; the table has that of its documents.
+    """
+    is_released = source.startswith(("python ", "package:", "hub:")) and revision not in source
+    return f"{source} ({revision})" if is_released else source
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -46,15 +46,21 @@ def distilled(model_dir: Path, pairs: Path) -> list[Document]:
     longest = max(map(len, tokenizer(list(train.values()), add_special_tokens=False)["input_ids"]))
     twin = TargetModel.from_pretrained(model_dir, dtype=torch.float32)
     ends = list(twin.end_token_ids)
-    jobs = [Job(tuple(prompt), Ending(longest + 1, ends)) for prompt in prompts]  # with the end token
-    found = answer(twin, jobs)
-    if unfinished := sum(not one.finished for one in found):
-        print(f"distill: {unfinished} of {len(found)} answers came to no end: their references stay", file=sys.stderr)
-    targets = [
-        str(tokenizer.decode(one.ids, skip_special_tokens=True)) if one.finished else reference
-        for one, reference in zip(found, train.values(), strict=True)
+    limits = [min(longest + 1, twin.max_context - len(prompt)) for prompt in prompts]  # with the end token
+    asked = [
+        (source, Job(tuple(prompt), Ending(limit, ends)))
+        for source, prompt, limit in zip(train, prompts, limits, strict=True)
+        if limit > 0
     ]
-    return [{"source": source, "target": target} for source, target in zip(train, targets, strict=True)]
+    found = answer(twin, [job for _, job in asked])
+    said = {
+        source: str(tokenizer.decode(one.ids, skip_special_tokens=True))
+        for (source, _), one in zip(asked, found, strict=True)
+        if one.finished
+    }
+    if unfinished := len(train) - len(said):
+        print(f"distill: {unfinished} of {len(train)} answers came to no end: their references stay", file=sys.stderr)
+    return [{"source": source, "target": said.get(source, target)} for source, target in train.items()]
 
 
 @command

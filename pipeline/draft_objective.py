@@ -50,7 +50,10 @@ def cut_draft(target: PreTrainedModel, layers: Sequence[int]) -> LlamaForCausalL
     from transformers import AutoModelForCausalLM
 
     layers = chosen_layers(layers, target.config.num_hidden_layers)
-    config = type(target.config).from_dict(target.config.to_dict() | {"num_hidden_layers": len(layers)})
+    shape: dict[str, Any] = {"num_hidden_layers": len(layers)}
+    if types := getattr(target.config, "layer_types", None):  # Qwen's configs name each layer's kind of attention
+        shape["layer_types"] = [types[layer] for layer in layers]
+    config = type(target.config).from_dict(target.config.to_dict() | shape)
     config.architectures = target.config.architectures
     draft = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     draft.model.embed_tokens.load_state_dict(target.model.embed_tokens.state_dict())

@@ -28,6 +28,8 @@ from pipeline.statistics import interval_errors
 
 TOLERATED_STEP = 0.10  # of tokens a step, on another platform or with weights that were trained anew
 TOLERATED_SPEED = 0.05  # of a method's speed-up over all its cells
+TOLERATED_BATCH = 0.15  # of the speed-up in a batch, which is of one cell and knows nothing of other texts
+BATCH_TRIALS = 7  # pipeline.batch_speed.TRIALS; not imported, since torch comes with it
 TOLERATED_MBU = 0.15  # of the baseline's, which is no ratio of two runs in turn
 TOLERATED_SHARE = 0.05  # of decode time outside the target, mean over a method's cells
 MBU_NOISE = 0.05  # standard error of the logarithm of one cell's
@@ -53,6 +55,9 @@ def of_methods(pairs: pd.DataFrame) -> Iterator[Finding]:
             # transformers' own is another program: how it fares against ours elsewhere is that processor's doing.
             elsewhere = (cells["engine"] == "transformers").all() and differs_anywhere(cells, "hardware")
             yield from (replace(each, verdict="note") if elsewhere else each for each in found)
+            # What a batch gains is arithmetic, and so the processor's own.
+            at_home = cells[[not differs(pair, "hardware") for _, pair in cells.iterrows()]]
+            yield from of_speed(where, "batch_speedup", speed_change(at_home, "batch_speedup"), TOLERATED_BATCH)
         yield from of_drafting(where, cells)
         yield from of_steps(where, cells)
 
@@ -115,14 +120,17 @@ def step_spread(pair: pd.Series) -> float:
     return TRAINING_SPREAD if is_trained_anew(pair) else np.nan
 
 
-def speed_change(cells: pd.DataFrame) -> Change | None:
-    """Return the change of a method's speed-up over its cells, by their paired intervals."""
-    known = cells.dropna(subset=[f"speedup_{end}{when}" for end in ("low", "high") for when in ("", "_before")])
+def speed_change(cells: pd.DataFrame, name: str = "speedup") -> Change | None:
+    """Return the change of a method's speed-up, alone or in a batch, over its cells, by their paired intervals."""
+    known = cells.dropna(subset=[f"{name}_{end}{when}" for end in ("low", "high") for when in ("", "_before")])
     if known.empty:
         return None
-    columns = ("speedup", "speedup_low", "speedup_high", "num_prompts")
-    errors = [interval_errors(*(known[f"{name}{when}"] for name in columns)) for when in ("", "_before")]
-    change = np.log(known["speedup"] / known["speedup_before"])
+    errors = []
+    for when in ("", "_before"):
+        count = known[f"num_prompts{when}"] if name == "speedup" else np.full(len(known), BATCH_TRIALS)
+        ends = (known[f"{column}{when}"] for column in (name, f"{name}_low", f"{name}_high"))
+        errors.append(interval_errors(*ends, count))
+    change = np.log(known[name] / known[f"{name}_before"])
     return pooled_change(*one_a_task(known["task"], change, np.hypot(*errors)))
 
 

@@ -22,13 +22,12 @@ import yaml
 
 from pipeline.errors import command
 from pipeline.files import atomic_write
+from pipeline.paper_pages import OURS, Doubt, as_latex, as_markdown, as_text
 from pipeline.registry import METHODS, TASKS, is_generator
 from pipeline.schemas import benchmark
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
-OURS, THEIRS, BOTH = "this run", "published", "both"
-NONE = "-"
-MARK = "*"
+THEIRS, BOTH = "published", "both"
 LATENCY_TOKENS = 10
 # A ratio of figures with two decimals can be off by this much, and be right.
 ROUNDING = 0.012
@@ -143,16 +142,23 @@ def nothing(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def ouroboros(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return ours for the Ouroboros table: its algorithms, task by task."""
+    """Return ours for the Ouroboros table: its algorithms, task by task.
+
+    Of one model in one dtype they stand in the lines of the published ones; of several, in lines that name theirs.
+    """
     rows = cells[cells["method"].isin(OUROBOROS.values()) & ~cells["model"].isin(twin_models(cells))]
     names = {method: name for name, method in OUROBOROS.items()}
+    several = len(rows[["model", "dtype"]].drop_duplicates()) > 1
     rows = rows.assign(
         algorithm=pd.Categorical(rows["method"].map(names), list(OUROBOROS), ordered=True),
         our_tokens_per_second=rows["tokens_per_second"],
         our_speedup=rows["speedup"],
         task=rows["task"].replace({**({} if "wmt16" in set(rows["task"]) else STANDS_IN), **PUBLISHED_TASKS}),
     ).sort_values(["task", "algorithm"])
-    return rows[["task", "algorithm", "our_tokens_per_second", "our_speedup"]].astype({"algorithm": str})
+    rows = rows.astype({"algorithm": str})
+    if several:
+        rows["algorithm"] += " on " + rows["model"] + " (" + rows["dtype"] + ")"
+    return rows[["task", "algorithm", "our_tokens_per_second", "our_speedup"]]
 
 
 def medusa(cells: pd.DataFrame) -> pd.DataFrame:
@@ -210,14 +216,14 @@ def paper_table(name: str, published: Published, table: pd.DataFrame) -> pd.Data
     return joined[[*form.names, "from", *[name for name in joined if name not in (*form.names, "from")]]]
 
 
-def doubts(name: str, published: Published) -> list[tuple[int, str, str]]:
+def doubts(name: str, published: Published) -> list[Doubt]:
     """Return (row, column, why) of the published figures that are doubted, those found by arithmetic among them."""
     names = FORMS[name].names
     rows = published.frame(names)
     found = [
         (int(index), column, why)
         for system, column, why in published.doubted
-        for index in rows.index[rows[names[-1]] == system]
+        for index in rows.index[(rows[names[-1]] == system) & rows[column].notna()]
     ]
     if published.baseline is None:
         return found
@@ -229,52 +235,6 @@ def doubts(name: str, published: Published) -> list[tuple[int, str, str]]:
             if abs(ratio / row[column] - 1) > ROUNDING:
                 found.append((int(str(index)), column, f"{row[speed]} by {base[row[names[0]]]} is {ratio:.2f}"))
     return found
-
-
-def as_text(rows: pd.DataFrame, published: Published, marked: list[tuple[int, str, str]]) -> pd.DataFrame:
-    """Return the figures as they are printed; ``marked`` get their mark."""
-    texts = rows.astype(object).map(shown)
-    for column in published.columns:  # as published, with all their digits and no more
-        texts[column] = [
-            f"{value:g}" if whose != OURS and isinstance(value, float | int) and not pd.isna(value) else text
-            for value, text, whose in zip(rows[column], texts[column], rows["from"], strict=True)
-        ]
-    for index, column, _ in marked:
-        texts.loc[index, column] += MARK
-    return texts.loc[:, (texts != NONE).any()]
-
-
-def shown(value: Any) -> str:
-    """Return a value as it is printed: three significant digits, more before the point."""
-    if pd.isna(value):
-        return NONE
-    if isinstance(value, str):
-        return value
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 20 else f"{value:.2f}"
-
-
-def as_markdown(published: Published, texts: pd.DataFrame, marked: list[tuple[int, str, str]]) -> str:
-    """Return the page: title, source, table, what differs, what is doubted."""
-    alignment = ["left" if name in ("system", "task", "algorithm", "from") else "right" for name in texts]
-    body = texts.to_markdown(index=False, disable_numparse=True, colalign=alignment) if len(texts) else "No rows."
-    lines = [f"# {published.title}", f"Published: {published.source}.", body, f"What differs: {published.differs}"]
-    if marked:
-        why = [f"- {texts.loc[index].iloc[0]}, {column}: {reason}" for index, column, reason in marked]
-        lines += [f"{MARK} is doubted:", "\n".join(why)]
-    return "\n\n".join(lines) + "\n"
-
-
-def as_latex(name: str, published: Published, texts: pd.DataFrame) -> str:
-    """Return a LaTeX table (booktabs) with its caption."""
-    style = (
-        texts.rename(columns=lambda column: column.replace("_", " ")).style.hide(axis="index").format(escape="latex")
-    )
-    source = published.source.replace("&", r"\&").replace("_", r"\_").replace("%", r"\%")
-    return str(
-        style.to_latex(
-            caption=f"{published.title}. Published: {source}.", label=f"tab:{name}", hrules=True, position="t"
-        )
-    )
 
 
 @command

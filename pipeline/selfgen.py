@@ -140,12 +140,13 @@ def answered(
     """Answer batch after batch, those in the journal from there."""
     import torch
 
+    from decoding.loading import end_tokens
     from decoding.stopping import Ending, StopStrings
     from pipeline.batching import Draw, Job, answer, shared_model
     from pipeline.prepare import load_tokenizer
 
     tokenizer, config = load_tokenizer(model_dir)
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    ends = end_tokens(model_dir, config)  # as in evaluation
 
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids))

@@ -25,7 +25,7 @@ from pipeline.errors import written_down
 from pipeline.files import write_reason
 from pipeline.heads_states import States
 from pipeline.training_device import add_device, claim_device
-from pipeline.training_work import guard, keep_freed_memory, last_checkpoint, trains_in_bfloat16
+from pipeline.training_work import guard, keep_freed_memory, last_checkpoint, on_one_card, trains_in_bfloat16
 
 Settings = TypeVar("Settings")
 
@@ -82,7 +82,7 @@ def fit(
     # Nothing is collated: the data hands out whole batches.
     trainer = Trainer(
         model=module,
-        args=arguments,
+        args=on_one_card(arguments),
         train_dataset=data,
         data_collator=lambda batch: batch,  # type: ignore[arg-type, return-value]
         callbacks=[guard()],

@@ -29,7 +29,7 @@ MOST = 8  # tokens a step that have a colour of their own; "8+" is this or more
 
 
 def read_steps(cells: list[Path]) -> pd.DataFrame:
-    """Return a row for each model, method and number of tokens: how many decode steps emitted that many.
+    """Return a row for each model with its dtype, method and number of tokens: how many decode steps emitted that many.
 
     Cells that failed have no records and are passed over.
 
@@ -38,7 +38,7 @@ def read_steps(cells: list[Path]) -> pd.DataFrame:
     """
     counts: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
     for cell in cells:
-        model, method = cell.parts[-5], cell.parts[-2]
+        model, method = f"{cell.parts[-5]} ({cell.parts[-4]})", cell.parts[-2]
         path = cell / "records.jsonl"
         try:
             for record in json_lines(path) if path.is_file() else ():

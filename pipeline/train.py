@@ -25,6 +25,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,14 +60,21 @@ def make_model(
     Raises:
         UserError: a key is unknown or a value out of range.
     """
+    import torch
     from transformers import AutoModelForCausalLM
 
     from shuffle.backbone import BackboneConfig
 
+    if start_from:
+        check_tokenizer(start_from, tokenizer)
     ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if generator == TWIN:
+        if options:
+            raise UserError(f"--options {options}: the twin has none; --backbone shapes it")
         if start_from:
-            twin: PreTrainedModel = AutoModelForCausalLM.from_pretrained(start_from, use_safetensors=True)
+            twin: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                start_from, use_safetensors=True, dtype=torch.float32
+            )
             return twin
         config = checked(BackboneConfig, backbone | ids).llama()
         made: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
@@ -79,9 +87,53 @@ def make_model(
     if start_from:
         checked(config_class, own | ids)  # before anything is loaded
         started: PreTrainedModel = model_class.from_backbone(start_from, **own)
+        for name, value in backbone.items():
+            if (theirs := getattr(started.config, name, value)) != value:
+                raise UserError(f"--backbone {name} = {value}: --start-from {start_from} has {theirs}")
         return started
     built: PreTrainedModel = model_class(checked(config_class, backbone | own | ids))
     return built
+
+
+def check_tokenizer(start_from: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a model means by its token ids what the pairs mean.
+
+    Raises:
+        UserError: it does not, or brings no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        theirs = AutoTokenizer.from_pretrained(start_from, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--start-from {start_from}: its tokenizer cannot be read ({error})") from None
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"--start-from {start_from}: its tokenizer has {len(theirs)} tokens and is not that of the pairs "
+            f"({len(tokenizer)} tokens), whose ids would mean other words to it"
+        )
+
+
+def check_room(model: PreTrainedModel, texts: Iterable[Example]) -> None:
+    """Check that a model with slots has enough of them, and room for them behind every prompt.
+
+    Raises:
+        UserError: a text has more tokens than there are slots, or a prompt leaves them no positions.
+    """
+    slots = getattr(model.config, "max_parallel_tokens", None)
+    if slots is None:
+        return
+    room = model.config.max_position_embeddings
+    for example in texts:
+        if len(example.target_ids) > slots:
+            raise UserError(
+                f"options.max_parallel_tokens = {slots}: a text has {len(example.target_ids)} tokens, and each needs a slot"
+            )
+        if len(example.prompt_ids) + slots > room:
+            raise UserError(
+                f"backbone.max_position_embeddings = {room}: a prompt of {len(example.prompt_ids)} tokens and {slots} "
+                "slots exceed it"
+            )
 
 
 def checked(config_class: Any, values: dict[str, Any]) -> Any:
@@ -113,6 +165,7 @@ def train(given: argparse.Namespace) -> None:
     longest = max(len(example.target_ids) for split in texts.values() for example in split)
     set_seed(recipe.seed)
     model = make_model(given.generator, given.backbone, given.options, tokenizer, longest, given.start_from)
+    check_room(model, (example for split in texts.values() for example in split))
     if given.generator == TWIN or not torch.cuda.is_available():
         # On texts this short the backward pass of the CPU's SDPA kernel alone takes a quarter of a step. On a GPU (seen
         # on an H200 with torch 2.11) it gives NaN where a row of a causal model sees nothing, as padding before a text.

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from decoding.loading import end_tokens
 from pipeline.draft_objective import IGNORED, DraftObjective, Row, chosen_layers, cut_draft, measured
 from pipeline.errors import UserError, command, written_down
 from pipeline.files import json_lines, sha256_of, write_reason
@@ -41,6 +42,8 @@ from pipeline.training_work import (
     guard,
     keep_freed_memory,
     last_checkpoint,
+    on_one_card,
+    only,
     prepared_work,
     publish,
     spent_seconds,
@@ -140,9 +143,9 @@ def train(objective: DraftObjective, batches: list[dict[str, Tensor]], epochs: i
     keep_freed_memory()
     trainer = Trainer(
         model=objective,
-        args=arguments,
+        args=on_one_card(arguments),
         train_dataset=cast("Dataset[Any]", batches),
-        data_collator=lambda examples: cast("dict[str, Any]", examples[0]),
+        data_collator=only,
         callbacks=[guard(), stopwatch()],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
@@ -175,7 +178,7 @@ def train_draft(given: argparse.Namespace) -> None:
     config = AutoConfig.from_pretrained(given.model, local_files_only=True, trust_remote_code=False)
     layers = chosen_layers(given.layers, config.num_hidden_layers)  # before gigabytes are loaded
     target = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32, local_files_only=True)
-    ends = target.config.eos_token_id if isinstance(target.config.eos_token_id, list) else [target.config.eos_token_id]
+    ends = end_tokens(given.model, target.config)
     training = [row for row in rows if row["split"] == "train"]
     held_out = [row for row in rows if row["split"] == "validation"]
     shortlist = shortlist_of(training, given.shortlist_size, ends)

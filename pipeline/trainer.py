@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pipeline.errors import UserError
 from pipeline.training_examples import Batches
-from pipeline.training_work import guard, keep_freed_memory, stopwatch, trains_in_bfloat16
+from pipeline.training_work import guard, keep_freed_memory, on_one_card, only, stopwatch, trains_in_bfloat16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -113,9 +113,9 @@ def make_trainer(model: PreTrainedModel, train: Batches, validation: Batches, re
     add_dropout(model, recipe.dropout)
     return Trainer(
         model=model,
-        args=training_arguments(recipe, work, model.num_parameters()),
+        args=on_one_card(training_arguments(recipe, work, model.num_parameters())),
         train_dataset=train,
         eval_dataset=validation,
-        data_collator=lambda items: items[0],
+        data_collator=only,
         callbacks=[Progress(), guard(), stopwatch()],
     )

@@ -17,7 +17,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_write
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
+    from transformers import TrainerCallback, TrainingArguments
 
 STATE = "trainer_state.json"  # of a checkpoint
 STOPWATCH = "Stopwatch"
@@ -50,6 +50,23 @@ def trains_in_bfloat16() -> bool:
     from pipeline.precision import multiplies_in
 
     return torch.cuda.is_available() or multiplies_in(torch.device("cpu"), torch.bfloat16)
+
+
+def on_one_card(arguments: TrainingArguments) -> TrainingArguments:
+    """Keep a process to one card, and return ``arguments``.
+
+    The Trainer would spread over all cards that a process sees, and take as many items a step for them: items here are
+    whole batches, of which one would be learned from. Several cards have a process each, by a launcher.
+    """
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def only(items: Sequence[Any]) -> Any:
+    """Collate: an item is a whole batch. Raises ``ValueError`` where there are several."""
+    (item,) = items
+    return item
 
 
 def prepared_work(work: Path, settings: Mapping[str, Any]) -> Path:
@@ -85,7 +102,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 def stopwatch() -> TrainerCallback:
     """Return what notes the time of a training in every checkpoint: a killed run's part counts too."""
-    from transformers import TrainerCallback
+    from transformers import TrainerCallback, TrainingArguments
     from transformers.trainer_callback import ExportableState
 
     class Stopwatch(TrainerCallback, ExportableState):
@@ -108,7 +125,7 @@ def guard() -> TrainerCallback:
 
     Needs ``logging_nan_inf_filter=False``: transformers' Trainer else logs such a loss as none. Raises ``UserError``.
     """
-    from transformers import TrainerCallback
+    from transformers import TrainerCallback, TrainingArguments
 
     class Guard(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,9 +100,11 @@ class OutputDrafter:
         if self._draft is None:
             limit = min(self.max_text, self.max_context - len(self._prompt))
             self._draft = ()
-            if limit > 0:
-                generation = self.generator.generate(self._prompt, max_new_tokens=limit)
-                self._draft, self._passes = generation.output_ids, generation.target_forwards
+            # A prompt that leaves the generator no room for its slots has no draft; the target needs none.
+            with suppress(ValueError):
+                if limit > 0:
+                    generation = self.generator.generate(self._prompt, max_new_tokens=limit)
+                    self._draft, self._passes = generation.output_ids, generation.target_forwards
         start = resumed(self._draft, context[len(self._prompt) :])
         return CandidateTree.chain(context[-1], self._draft[start : start + self.num_draft_tokens])
 

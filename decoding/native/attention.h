@@ -24,8 +24,8 @@ inline void narrow_all(const float* from, int64_t count, T* to) {
     }
 }
 
-template <class T>
-void write_cache(const Run<T>& run, const Layer& layer, int index) {
+template <class T, class E>
+void write_cache(const Run<T, E>& run, const Layer& layer, int index) {
     const Model& m = run.m;
     const Batch& b = run.b;
     const auto [from, to] = run.share(b.width * m.kv_heads);
@@ -101,8 +101,8 @@ void add_weighted(const float* rows, const float* weights, int64_t dim, int64_t 
 }
 
 // sums[q] = the values weighted by the scores, a key at a time in the order of its position.
-template <class T>
-void add_values(const Run<T>& run, int index, int head, int64_t first, int64_t queries, int64_t stride,
+template <class T, class E>
+void add_values(const Run<T, E>& run, int index, int head, int64_t first, int64_t queries, int64_t stride,
                 const float* scores, float* block, float* sums) {
     const int64_t dim = run.m.head_dim, group = run.m.heads / run.m.kv_heads, before = run.length(first);
     const T* rows = run.values(index, head, first);
@@ -138,8 +138,8 @@ void add_values(const Run<T>& run, int index, int head, int64_t first, int64_t q
     }
 }
 
-template <class T>
-void attend_piece(const Run<T>& run, const Layer& layer, int index, int head, int64_t first, int64_t last) {
+template <class T, class E>
+void attend_piece(const Run<T, E>& run, const Layer& layer, int index, int head, int64_t first, int64_t last) {
     const Model& m = run.m;
     const Batch& b = run.b;
     const std::vector<Sight>& sight = run.sight;
@@ -186,8 +186,8 @@ void attend_piece(const Run<T>& run, const Layer& layer, int index, int head, in
 
 // Attention of the rows from ``start`` on; what it gives is the input of the output projection. Work is shared out in
 // pieces of some rows and one key head, whose keys are laid out once for all the queries of the piece.
-template <class T>
-void attend(const Run<T>& run, const Layer& layer, int index, int64_t start) {
+template <class T, class E>
+void attend(const Run<T, E>& run, const Layer& layer, int index, int64_t start) {
     const Model& m = run.m;
     const Batch& b = run.b;
     const int64_t group = m.heads / m.kv_heads, threads = omp_get_num_threads(), count = b.width - start;

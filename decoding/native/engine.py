@@ -22,6 +22,7 @@ from decoding.llama import LlamaWeights, head_dim_of, rotary_tables
 from decoding.native.build import BuildError, attempt, load_library
 
 PANEL = 16
+BLOCK = 32  # numbers of a row that have a scale together, in int8
 
 
 class NativeLinear:
@@ -33,24 +34,30 @@ class NativeLinear:
         num_bytes: bytes of the weight, and of its scales where it has some, without padding.
     """
 
-    scale: Tensor | None = None
-
     def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None = None) -> None:
         self.num_outputs, inner = weight.shape
+        self.num_inputs = inner + -inner % self._multiple(weight.dtype)
+        padded = torch.nn.functional.pad(weight, (0, self.num_inputs - inner, 0, -self.num_outputs % PANEL))
         self.num_bytes = weight.nbytes
-        pair = 1 if weight.dtype == torch.float32 else 2
-        padded = torch.nn.functional.pad(weight, (0, -inner % pair, 0, -self.num_outputs % PANEL))
-        self.num_inputs = padded.shape[1]
-        panels = padded.view(-1, PANEL, self.num_inputs // pair, pair).transpose(1, 2)
-        self.weight = panels.contiguous()
+        self.weight = self._panels(padded)
         self.bias = None if bias is None else bias.float()
+
+    @staticmethod
+    def _multiple(dtype: torch.dtype) -> int:
+        """Return what a padded row's length is a multiple of."""
+        return 1 if dtype == torch.float32 else 2
+
+    def _panels(self, padded: Float[Tensor, "out2 in2"]) -> Tensor:
+        """Lay a padded weight out in panels, the first axis theirs."""
+        pair = self._multiple(padded.dtype)
+        return padded.view(-1, PANEL, self.num_inputs // pair, pair).transpose(1, 2).contiguous()
 
     def part(self, first: int, last: int) -> _Linear:
         """Describe the outputs ``first`` to ``last`` to the compiled code; ``first`` starts a panel."""
         bytes_per_panel = self.weight[0].nbytes
-        scale, bias = (None if x is None else x.data_ptr() + 4 * first for x in (self.scale, self.bias))
+        bias = None if self.bias is None else self.bias.data_ptr() + 4 * first
         start = self.weight.data_ptr() + first // PANEL * bytes_per_panel
-        return _Linear(start, scale, bias, last - first, self.num_inputs)
+        return _Linear(start, bias, last - first, self.num_inputs)
 
     def whole(self) -> _Linear:
         """Describe all outputs to the compiled code."""
@@ -58,22 +65,35 @@ class NativeLinear:
 
 
 class Int8Linear(NativeLinear):
-    """The layer with its weight in int8, each row with a scale of its own: half the bytes of bfloat16.
+    """The layer with its weight in int8, each 32 numbers of a row with a scale of their own: half bfloat16's bytes.
 
-    ``weight ~ scale * whole`` with ``scale = max |row| / 127``, to the nearest whole number; the product itself is that
-    of bfloat16, which holds every one of them, and the scale is multiplied onto its sums, which are float32.
+    ``weight ~ scale * whole`` with ``scale = max |block| / 127`` in bfloat16, to the nearest whole number. What is
+    multiplied with it is rounded in the same way, as it comes; blocks are summed as whole numbers, exactly. A panel's
+    bytes are ``[in / 32, 32 + 16 * 32]``: 16 scales, then ``[32 / place, 16, place]`` numbers, each plus 128.
     """
 
     def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None = None) -> None:
-        scale = weight.float().abs().amax(dim=1) / 127
-        divisor = scale.where(scale > 0, 1.0)  # a row of zeros stays one
-        super().__init__((weight.float() / divisor[:, None]).round_().to(torch.int8), bias)
-        self.scale = torch.nn.functional.pad(scale, (0, -self.num_outputs % PANEL))
-        self.num_bytes += scale.nbytes
+        super().__init__(weight.float(), bias)
+        blocks_per_row = self.num_inputs // BLOCK
+        self.num_bytes = weight.numel() + self.num_outputs * blocks_per_row * torch.bfloat16.itemsize
+
+    @staticmethod
+    def _multiple(dtype: torch.dtype) -> int:
+        return BLOCK
+
+    def _panels(self, padded: Float[Tensor, "out2 in2"]) -> Tensor:
+        place = load_library().int8_place()
+        blocks = padded.view(-1, PANEL, self.num_inputs // BLOCK, BLOCK)
+        scale = (blocks.abs().amax(dim=-1) / 127).bfloat16()
+        divisor = scale.float().where(scale > 0, 1.0)  # a block of zeros stays one
+        whole = ((blocks / divisor[..., None]).round_() + 128).to(torch.uint8)
+        numbers = whole.view(*blocks.shape[:3], BLOCK // place, place).permute(0, 2, 3, 1, 4)
+        scales = scale.transpose(1, 2).contiguous().view(torch.uint8)
+        return torch.cat([scales, numbers.flatten(2)], dim=-1)
 
 
 class _Linear(Structure):
-    _fields_ = (("weight", c_void_p), ("scale", c_void_p), ("bias", c_void_p), ("n", c_int64), ("k", c_int64))
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("n", c_int64), ("k", c_int64))
 
 
 class _Layer(Structure):

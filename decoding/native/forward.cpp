@@ -9,24 +9,24 @@
 // or as a node of any tree: a lossless method is exact in every precision.
 //
 // Layouts: packed weights [n/16][k/pair][16][pair], zero-padded, so that 16 outputs are the lanes of one vector; pair is
-// 2 in bfloat16 (its multiply-add takes two neighbours at once) and 1 in float32. Activations are float32 and are
-// rounded where they enter a product or the cache. Cache: [layers][2][kv heads][capacity][head dim]. Weights in int8 are
-// laid out as those in bfloat16 and widened to them in registers: half the reading, the same arithmetic.
+// 2 in bfloat16 (its multiply-add takes two neighbours at once) and 1 in float32; for int8 see int8.h. Activations are
+// float32 and are rounded where they enter a product or the cache. Cache: [layers][2][kv heads][capacity][head dim].
 
 #include <algorithm>
 
 #include "attention.h"
-#include "lanes.h"
 #include "model.h"
+#include "panels.h"
 #include "top.h"
 
 namespace {
 
-// T: what enters products and the cache; W: what weights are kept in.
+// T: the type of the cache and of what attention multiplies; W: that of the weights and of what they are multiplied with.
 template <class T, class W>
-struct Forward : Run<T> {
-    using Run<T>::m, Run<T>::b, Run<T>::x, Run<T>::normal, Run<T>::qkv, Run<T>::input, Run<T>::activated;
-    using Run<T>::Run, Run<T>::packed, Run<T>::share;
+struct Forward : Run<T, W> {
+    typedef Run<T, W> Base;
+    using Base::m, Base::b, Base::x, Base::normal, Base::qkv, Base::input, Base::activated;
+    using Base::Base, Base::packed, Base::share;
 
     void normalise(const float* weight, int64_t start) {
         const auto [from, to] = share(b.width - start);
@@ -35,19 +35,27 @@ struct Forward : Run<T> {
             const float scale = inverse_rms(row, m.hidden, m.eps);
             for (int64_t i = 0; i < m.hidden; i++) normal[w * m.hidden + i] = row[i] * scale * weight[i];
             packed(input, m.hidden).write(w, 0, normal + w * m.hidden, m.hidden);
+            if constexpr (Packed<W>::ENTERS_WHOLE) packed(input, m.hidden).enter(w);
+        }
+    }
+
+    // Rows that several threads wrote: where only whole rows can enter products, they do now.
+    void enter(const Packed<W>& rows, int64_t start) {
+        if constexpr (Packed<W>::ENTERS_WHOLE) {
+            const auto [from, to] = share(b.width - start);
+            for (int64_t w = start + from; w < start + to; w++) rows.enter(w);
+#pragma omp barrier
         }
     }
 
     // Panel p of a layer times a block of rows.
-    static void panel_of(const Linear& linear, int64_t p, const typename Run<T>::Input* x, int rows, Floats* sums) {
-        panel_times(static_cast<const W*>(linear.weight) + p * PANEL * linear.k, x, rows, int(linear.k), sums);
-        if (linear.scale)
-            for (int i = 0; i < rows * PARTS; i++) sums[i] *= load<Floats>(linear.scale + p * PANEL + i % PARTS * LANES);
+    static void panel_of(const Linear& linear, int64_t p, const typename Panel<W>::Input* x, int rows, Floats* sums) {
+        panel_times(static_cast<const W*>(linear.weight) + p * Panel<W>::stride(linear.k), x, rows, int(linear.k), sums);
     }
 
     // y[row, n] (=, +=) from[row] . weight[n] + bias[n]; the panels are shared out among the threads.
     template <Store HOW>
-    void product(const Linear& linear, const Packed<T>& from, int64_t first_row, float* y) {
+    void product(const Linear& linear, const Packed<W>& from, int64_t first_row, float* y) {
         const auto [first, last] = share((linear.n + PANEL - 1) / PANEL);
         Floats sums[ROWS * PARTS];
         for (int64_t p = first; p < last; p++) {
@@ -65,7 +73,7 @@ struct Forward : Run<T> {
     // activated = silu(gate) * up, panel by panel.
     void gate_and_up(const Layer& layer, int64_t start) {
         const auto [first, last] = share(m.intermediate / PANEL);
-        const Packed<T> from = packed(input, m.hidden), to = packed(activated, m.intermediate);
+        const Packed<W> from = packed(input, m.hidden), to = packed(activated, m.intermediate);
         Floats gates[ROWS * PARTS], ups[ROWS * PARTS];
         for (int64_t p = first; p < last; p++) {
             for (int64_t r = start; r < b.width; r += ROWS) {
@@ -108,12 +116,14 @@ struct Forward : Run<T> {
 #pragma omp barrier
             attend(*this, layer, index, start);
 #pragma omp barrier
+            enter(packed(input, m.heads * m.head_dim), start);
             product<Store::ADD>(layer.output, packed(input, m.heads * m.head_dim), start, rows);
 #pragma omp barrier
             normalise(layer.mlp_norm, start);
 #pragma omp barrier
             gate_and_up(layer, start);
 #pragma omp barrier
+            enter(packed(activated, m.intermediate), start);
             product<Store::ADD>(layer.down, packed(activated, m.intermediate), start, rows);
 #pragma omp barrier
         }
@@ -143,7 +153,7 @@ float sum_of(const float* data, int64_t n) {
 #pragma omp parallel reduction(+ : sum)
     {
         constexpr int AT_ONCE = 8;
-        const auto [from, to] = Run<float>::share(n / (AT_ONCE * LANES));
+        const auto [from, to] = Run<float, float>::share(n / (AT_ONCE * LANES));
         Floats sums[AT_ONCE] = {};
         for (int64_t i = from; i < to; i++)
             for (int k = 0; k < AT_ONCE; k++) sums[k] += load<Floats>(data + (i * AT_ONCE + k) * LANES);
@@ -153,10 +163,13 @@ float sum_of(const float* data, int64_t n) {
     return sum;
 }
 
+// The floats of scratch memory that a batch needs, in whatever type: int8 needs the most.
 int64_t scratch_floats(const Model* m, int64_t width) {
-    const int64_t qkv = (m->heads + 2 * m->kv_heads) * m->head_dim;
-    return width * (2 * m->hidden + qkv + std::max(m->hidden, m->heads * m->head_dim) + 1 + m->intermediate + 1);
+    const int64_t qkv = (m->heads + 2 * m->kv_heads) * m->head_dim, most = std::max(m->hidden, m->heads * m->head_dim);
+    return width * (2 * m->hidden + qkv + Packed<int8_t>::floats(most) + Packed<int8_t>::floats(m->intermediate));
 }
+
+int64_t int8_place() { return PLACE; }  // of weights in int8: neighbours that lie side by side
 
 void forward_float32(const Model* model, const Batch* batch) { run<float, float>(*model, *batch); }
 void forward_bfloat16(const Model* model, const Batch* batch) { run<bf16, bf16>(*model, *batch); }

@@ -1,4 +1,4 @@
-// The processor's vectors, their numbers (float32, bfloat16, int8), and the one product that everything here is made of.
+// The processor's vectors, their numbers (float32, bfloat16), and what one multiply-add of them takes.
 
 #pragma once
 
@@ -45,7 +45,6 @@ inline float widen(bf16 x) {
 inline float widen(float x) { return x; }
 
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
 
 inline void narrow(Floats x, float* y) { std::memcpy(y, &x, sizeof(x)); }
 inline Words upper(Floats x) { return ((Words)x + 0x7fff + (((Words)x >> 16) & 1)) >> 16; }  // to nearest, ties to even
@@ -121,22 +120,6 @@ struct Product<bf16> {
 #endif
 };
 
-// Whole numbers from -127 to 127, all of which bfloat16 holds exactly; the scale of each output comes after the sum.
-template <>
-struct Product<int8_t> : Product<bf16> {
-    template <int STEP>
-    static inline Lanes lanes(const int8_t* weights) {
-#ifdef __AVX512BF16__
-        const __m512i low = _mm512_cvtepi8_epi32(load<__m128i>(weights));
-        const __m512i high = _mm512_cvtepi8_epi32(load<__m128i>(weights + LANES));
-        return _mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(high), _mm512_cvtepi32_ps(low));
-#else
-        const Shorts pairs = load<Shorts>(weights);
-        return __builtin_convertvector(STEP == 0 ? (Shorts)((Halves)pairs << 8) >> 8 : pairs >> 8, Floats);
-#endif
-    }
-};
-
 // The first ``count`` of a vector's floats, zeros behind them.
 inline Floats load_some(const float* at, int64_t count) {
     if (count >= LANES) return load<Floats>(at);
@@ -163,91 +146,6 @@ inline float total(Floats x) {
     float sum = 0;
     for (int lane = 0; lane < LANES; lane++) sum += x[lane];
     return sum;
-}
-
-// Rows enter products in blocks of up to ROWS, laid out as [k / pair][rows of the block][pair]: what one multiply-add
-// takes of each row then lies side by side. The block that starts at row r begins at r * k.
-template <class T>
-struct Packed {
-    typedef typename Product<T>::Input Input;
-    Input* data;
-    int64_t rows, k;
-
-    static int64_t padded(int64_t k) { return (k + Product<T>::PAIR - 1) / Product<T>::PAIR * Product<T>::PAIR; }
-    const Input* block(int64_t row) const { return data + row * k; }
-
-    // Write values[0..count) of one row from column ``at`` on, a multiple of the pair; beyond the last comes a zero.
-    void write(int64_t row, int64_t at, const float* values, int64_t count) const {
-        constexpr int PAIR = Product<T>::PAIR;
-        const int64_t first = row / ROWS * ROWS, some = std::min<int64_t>(ROWS, rows - first);
-        Input* to = data + first * k + at * some + (row - first) * PAIR;
-        Input lanes[LANES];
-        for (int64_t i = 0; i < count; i += LANES) {
-            const int64_t here = std::min<int64_t>(LANES, count - i);
-            Product<T>::enter(load_some(values + i, here), lanes);
-            for (int64_t j = 0; j < here; j += PAIR, to += some * PAIR) std::memcpy(to, lanes + j, sizeof(Input) * PAIR);
-        }
-    }
-};
-
-constexpr int AHEAD = 4096;  // bytes of weights that are asked for before they are needed; measured
-
-template <class W, int R, int STEP>
-inline void panel_step(const W* weights, const typename Product<W>::Input* x, Floats (&sum)[R][PARTS]) {
-    constexpr int PAIR = Product<W>::PAIR;
-    typename Product<W>::Lanes lanes[PARTS];
-#pragma GCC unroll 4
-    for (int part = 0; part < PARTS; part++)
-        lanes[part] = Product<W>::template lanes<STEP>(weights + part * LANES * PAIR);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int part = 0; part < PARTS; part++)
-            sum[r][part] = Product<W>::add(sum[r][part], lanes[part], x + r * PAIR + STEP);
-}
-
-// One panel of weights times a block of R rows: sums [R][PARTS].
-template <class W, int R>
-inline void panel_rows(const W* panel, const typename Product<W>::Input* x, int k, Floats* sums) {
-    constexpr int PAIR = Product<W>::PAIR;
-    Floats sum[R][PARTS];
-    for (int r = 0; r < R; r++)
-        for (int part = 0; part < PARTS; part++) sum[r][part] = Floats{};
-    for (int i = 0; i < k; i += PAIR) {
-        if (R > 3) __builtin_prefetch(reinterpret_cast<const char*>(panel + i * PANEL) + AHEAD);
-        panel_step<W, R, 0>(panel + i * PANEL, x + i * R, sum);
-        if constexpr (Product<W>::STEPS == 2) panel_step<W, R, 1>(panel + i * PANEL, x + i * R, sum);
-    }
-    for (int r = 0; r < R; r++)
-        for (int part = 0; part < PARTS; part++) sums[r * PARTS + part] = sum[r][part];
-}
-
-template <class W, int R = ROWS>
-inline void panel_times(const W* panel, const typename Product<W>::Input* x, int rows, int k, Floats* sums) {
-    if (rows == R) return panel_rows<W, R>(panel, x, k, sums);
-    if constexpr (R > 1) panel_times<W, R - 1>(panel, x, rows, k, sums);
-}
-
-// Rows of sums to rows of floats: y[row][n0..n0+count) = sum (+ bias) (+ what is there).
-enum class Store { SET, ADD };
-
-template <Store HOW>
-inline void store(const Floats* sums, int rows, const float* bias, float* y, size_t stride, int count) {
-    for (int r = 0; r < rows; r++)
-        for (int part = 0; part < PARTS; part++) {
-            const Floats sum = sums[r * PARTS + part];
-            float* out = y + r * stride + part * LANES;
-            const int some = std::min(LANES, count - part * LANES);
-            if (some == LANES && !bias) {
-                const Floats value = HOW == Store::ADD ? load<Floats>(out) + sum : sum;
-                std::memcpy(out, &value, sizeof(value));
-                continue;
-            }
-            for (int lane = 0; lane < some; lane++) {
-                const float value = sum[lane] + (bias ? bias[part * LANES + lane] : 0.0f);
-                out[lane] = HOW == Store::ADD ? out[lane] + value : value;
-            }
-        }
 }
 
 }  // namespace

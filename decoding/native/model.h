@@ -7,15 +7,14 @@
 #include <utility>
 #include <vector>
 
-#include "lanes.h"
+#include "int8.h"
 
 extern "C" {
 
 struct Linear {
     const void* weight;  // packed
-    const float* scale;  // what the sum of each output is multiplied by, padded to whole panels; or null
     const float* bias;   // or null
-    int64_t n, k;        // k is padded to a whole number of pairs
+    int64_t n, k;        // k is padded to a whole number of pairs, in int8 of blocks
 };
 
 struct Layer {
@@ -83,14 +82,15 @@ std::vector<Sight> sights(const Batch& b) {
     return found;
 }
 
-// What the threads share while they run one batch; pointers into the scratch memory.
-template <class T>
+// What the threads share while they run one batch; pointers into the scratch memory. T: the type of the cache and of what
+// attention multiplies. E: that of what is multiplied with weights.
+template <class T, class E>
 struct Run {
     const Model& m;
     const Batch& b;
     int64_t qkv_width;
     float *x, *normal, *qkv;   // [w, hidden], [w, hidden], [w, qkv_width]
-    typedef typename Packed<T>::Input Input;
+    typedef typename Packed<E>::Input Input;
     Input *input, *activated;  // packed rows: what enters the next product
     std::vector<Sight> sight;  // of each row
 
@@ -100,7 +100,8 @@ struct Run {
         normal = x + b.width * m.hidden;
         qkv = normal + b.width * m.hidden;
         input = reinterpret_cast<Input*>(qkv + b.width * qkv_width);
-        activated = input + b.width * (std::max(m.hidden, m.heads * m.head_dim) + 1);
+        activated = reinterpret_cast<Input*>(reinterpret_cast<float*>(input) +
+                                             b.width * Packed<E>::floats(std::max(m.hidden, m.heads * m.head_dim)));
         sight = sights(b);
     }
 
@@ -122,7 +123,7 @@ struct Run {
         return {count * thread / threads, count * (thread + 1) / threads};
     }
 
-    Packed<T> packed(Input* data, int64_t k) const { return {data, b.width, Packed<T>::padded(k)}; }
+    Packed<E> packed(Input* data, int64_t k) const { return {data, b.width, Packed<E>::padded(k)}; }
 };
 
 inline float inverse_rms(const float* row, int64_t n, float eps) {

@@ -77,7 +77,7 @@ COLUMNS: dict[str, pa.Column] = {
         description="whether the method claims to keep the target model's own output; empty if unknown",
     ),
     "task": text("name of the task", str_matches=NOT_EMPTY),
-    "data_source": text("where the task's documents came from: package, file or hub commit"),
+    "data_source": text("where the task's documents came from: package, file or hub, with version, commit or seed"),
     "data_sha256": text("SHA-256 of the task's documents", str_matches=SHA256),
     "requests_sha256": text(
         "SHA-256 of what was asked: the prompts' token ids, their limits and stop strings", str_matches=SHA256

@@ -277,7 +277,9 @@ class ShuffleLM(ParallelModel):
         ordering = self.ordering(shuffle_strategy, keep_threshold, max_parallel_tokens)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, real, strict=True)]
-        limit = max_new_tokens or ordering.most or self.config.max_parallel_tokens
+        limit = max_new_tokens
+        if limit is None:
+            limit = ordering.most or self.config.max_parallel_tokens
         texts = generate_texts(self, prompts, ordering, limit, temperature, generator)
         new = padded(texts, self.config.pad_token_id or 0).to(input_ids.device)
         return torch.cat([input_ids, new], dim=1)

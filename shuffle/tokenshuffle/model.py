@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.utils.generic import ModelOutput
 
-from shuffle.backbone import ParallelModel
+from shuffle.backbone import ParallelModel, attention_input
 from shuffle.examples import Example
 from shuffle.tokenshuffle.config import TokenShuffleConfig
 from shuffle.tokenshuffle.layers import TokenShuffle, TokenUnshuffle, from_windows, keep_size, to_windows
@@ -135,7 +135,8 @@ class TokenShuffleTransformer(ParallelModel):
     def read_rows(self, rows: Float[Tensor, "b k d"], cache: Cache | None = None) -> Float[Tensor, "b k d"]:
         """Run the layers causally over rows that follow those in the cache; a cache takes these too.
 
-        Many rows are read at once only behind an empty cache: no mask is made, so that attention takes no n x n memory.
+        Many rows are read at once only behind an empty cache: SDPA and flash-attention then need no mask, and no n x n
+        memory for one. The other back ends know of no order without it.
 
         Raises:
             ValueError: several rows follow others.
@@ -143,10 +144,23 @@ class TokenShuffleTransformer(ParallelModel):
         start = cache.get_seq_length() if cache is not None else 0
         if start and rows.shape[1] > 1:
             raise ValueError(f"{rows.shape[1]} rows behind {start} that are cached: one at a time")
-        positions = torch.arange(start, start + rows.shape[1], device=rows.device)[None]
+        count = rows.shape[1]
+        positions = torch.arange(start, start + count, device=rows.device)[None]
         x, rotary = rows, self.backbone.rotary_emb(rows, position_ids=positions)
+        implementation = self.config._attn_implementation or "sdpa"
+        mask = None
+        if count > 1 and not implementation.startswith(("sdpa", "flash_attention")):
+            causal = torch.ones(count, count, dtype=torch.bool, device=rows.device).tril()
+            mask = attention_input(causal.expand(len(rows), -1, -1), implementation, rows.dtype)
         for layer in self.backbone.layers:
-            x = layer(x, position_ids=positions, past_key_values=cache, position_embeddings=rotary, is_causal=True)
+            x = layer(
+                x,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                position_embeddings=rotary,
+                is_causal=True,
+            )
         normalised: Tensor = self.backbone.norm(x)
         return normalised
 

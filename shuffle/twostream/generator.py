@@ -74,6 +74,7 @@ class TwoStreamGenerator:
         temperature: float = 0.0,
     ) -> None:
         self.model = model.eval()
+        model.set_attn_implementation("sdpa")  # whose masks a batch is read with
         nn.Module.to(model, device=device, dtype=dtype)
         self.group_size = model.config.group_size if group_size is None else group_size
         self.order = model.config.order if order is None else order

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from baselines.draft_model import DraftModel, common_length
+from baselines.draft_model import DraftModel, check_same_vocabulary, common_length
 from decoding import CandidateTree, TargetModel
 from tests.decoding.tiny import SHAPE, logits_of, save_model
 
@@ -153,6 +153,33 @@ def test_a_draft_with_another_number_of_tokens_or_none_at_all_is_refused(tmp_pat
         DraftModel.from_pretrained(tmp_path / "draft", target=target)
     with pytest.raises(ValueError, match=r"there is no draft model in .*nowhere"):
         DraftModel.from_pretrained(tmp_path / "nowhere", target=target)
+
+
+@pytest.mark.parametrize("sizes", [(48, 50), (50, 48)])
+def test_vocabularies_may_be_padded_to_different_sizes(tmp_path: Path, sizes: tuple[int, int]) -> None:
+    """As those of one family's models are. What only one of them has is never drafted, and is read as some token."""
+    for name, size in zip(("target", "draft"), sizes, strict=True):
+        model = save_model(tmp_path / name, "llama-untied-scaled")
+        model.resize_token_embeddings(size)
+        model.save_pretrained(tmp_path / name)
+        tokenizer(tmp_path / name)
+    target = TargetModel.from_pretrained(tmp_path / "target")
+    draft = DraftModel.from_pretrained(tmp_path / "draft", target=target)
+    assert draft.vocab_size == sizes[0]
+    draft.begin()
+    draft.sync([*PROMPT * 3, sizes[0] - 1, 5])
+    logits = draft.read(CandidateTree.chain(5, ())).logits
+    known = sizes[0] - 1 if sizes[0] <= sizes[1] else 0
+    reference = logits_of(model, [*PROMPT * 3, known, 5])[:48]
+    torch.testing.assert_close(logits[0], reference, **CLOSE)
+    spread = draft.over_vocabulary(logits.softmax(-1))
+    assert spread.shape == (1, sizes[0])
+    assert float(spread.sum()) == pytest.approx(1)
+    assert draft.token_of(47) == 47
+    with pytest.raises(ValueError, match=f"has {sizes[1]} tokens, the target {sizes[0]}"):
+        check_same_vocabulary(
+            tmp_path / "draft", target_folder=tmp_path / "target", vocab_size=sizes[0], padding=False
+        )
 
 
 def test_a_draft_runs_in_the_targets_dtype(tmp_path: Path) -> None:

@@ -37,6 +37,15 @@ def truth_of(folders: dict[str, Path], prompt: list[int]) -> list[int]:
     return greedy_of(load_model(folders["target"], torch.float32, "cpu"), prompt, 50)
 
 
+def test_what_transformers_imports_on_its_way_is_there_before_the_clock_starts(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr("baselines.transformers_assisted.import_module", imported.append)
+    build(folders, "near")
+    assert imported == ["sklearn.metrics"]
+
+
 @pytest.mark.parametrize("options", [{}, {"num_assistant_tokens": 3, "assistant_confidence_threshold": 0.4}])
 @pytest.mark.parametrize("draft", ["target", "random", "near"])
 @pytest.mark.parametrize("prompt", PROMPTS)

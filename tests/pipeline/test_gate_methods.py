@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.batch_speed import TRIALS
 from pipeline.gate import compare
-from pipeline.gate_methods import mbu_change, speed_change, step_change
+from pipeline.gate_methods import BATCH_TRIALS, mbu_change, speed_change, step_change
 from pipeline.statistics import RUN_TO_RUN, Speedup, paired_speedup
 from tests.pipeline.benchmark_rows import METRIC, row, table
 
@@ -94,3 +96,18 @@ def test_parts_trained_anew_are_judged_over_all_cells_of_a_method(factors: list[
     found = compare(with_draft(now, "1"), with_draft(before, "2"))
     assert [each.verdict for each in found] == [verdict] * (verdict is not None)
     assert all(each.what.startswith("tokens_per_step") for each in found)
+
+
+@pytest.mark.parametrize(("factor", "hardware", "caught"), [(0.5, "", True), (0.92, "", False), (0.5, "another", False)])
+def test_a_slower_batch_is_caught_on_the_same_hardware(factor: float, hardware: str, caught: bool) -> None:
+    def run(scale: float, **changes: Any) -> pd.DataFrame:
+        batch = {name: 1.5 * scale * by for name, by in (("", 1), ("_low", 1 / 1.1), ("_high", 1.1))}
+        named = {f"batch_speedup{name}": value for name, value in batch.items()}
+        return table(*(row("diffusion", task, lossless=False, **named, **changes) for task in TASKS))
+
+    found = compare(run(factor, **({"hardware": hardware} if hardware else {})), run(1.0))
+    assert (("regression", "batch_speedup") in {(each.verdict, each.what) for each in found}) is caught
+
+
+def test_a_batch_has_the_trials_that_the_gate_reckons_with() -> None:
+    assert TRIALS == BATCH_TRIALS

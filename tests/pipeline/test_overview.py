@@ -100,8 +100,8 @@ def test_a_table_without_a_good_cell_says_so() -> None:
         assert "no cell ended well" in figure.texts[0].get_text()
 
 
-def write_cell(folder: Path, method: str, *prompts: list[int]) -> Path:
-    cell = folder / "laptop" / "m" / "bfloat16" / "humaneval" / method / "0"
+def write_cell(folder: Path, method: str, *prompts: list[int], dtype: str = "bfloat16") -> Path:
+    cell = folder / "laptop" / "m" / dtype / "humaneval" / method / "0"
     cell.mkdir(parents=True)
     lines = [json.dumps({"method": {"tokens_by_step": steps}}) for steps in prompts]
     (cell / "records.jsonl").write_text("".join(f"{line}\n" for line in lines))
@@ -111,11 +111,16 @@ def write_cell(folder: Path, method: str, *prompts: list[int]) -> Path:
 def test_steps_are_counted_over_all_prompts(tmp_path: Path) -> None:
     cells = [write_cell(tmp_path, "medusa", [1, 1, 3], [12]), write_cell(tmp_path, "autoregressive", [1, 1], [])]
     table = shares(read_steps([*cells, tmp_path / "laptop" / "m" / "bfloat16" / "humaneval" / "failed" / "0"]))
-    assert table.loc[("m", "medusa"), [1, 3, 8]].tolist() == [0.5, 0.25, 0.25]
-    assert table.loc[("m", "medusa"), "mean"] == 17 / 4
-    assert table.loc[("m", "autoregressive"), 1] == 1
+    assert table.loc[("m (bfloat16)", "medusa"), [1, 3, 8]].tolist() == [0.5, 0.25, 0.25]
+    assert table.loc[("m (bfloat16)", "medusa"), "mean"] == 17 / 4
+    assert table.loc[("m (bfloat16)", "autoregressive"), 1] == 1
     (panel,) = figure_of(read_steps(cells)).axes
     assert [text.get_text() for text in panel.texts] == ["1.00", "4.25"]
+
+
+def test_one_model_in_two_dtypes_has_two_panels(tmp_path: Path) -> None:
+    cells = [write_cell(tmp_path, "medusa", [1]), write_cell(tmp_path, "medusa", [3], dtype="float32")]
+    assert [panel.get_title() for panel in figure_of(read_steps(cells)).axes] == ["m (bfloat16)", "m (float32)"]
 
 
 def test_the_first_pass_of_a_parallel_generator_is_a_step_of_its_own() -> None:

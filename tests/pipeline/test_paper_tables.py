@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline.paper_tables import FORMS, MARK, Published, as_markdown, as_text, doubts, paper_table, read_published
+from pipeline.paper_pages import MARK, as_markdown, as_text
+from pipeline.paper_tables import FORMS, Published, doubts, paper_table, read_published
 from pipeline.schemas import benchmark
 from tests.pipeline.benchmark_rows import METRIC, failed, row, table
 
@@ -114,6 +115,19 @@ def test_a_parallel_generator_stands_beside_its_twin() -> None:
     assert len(rows) == 2
 
 
+def test_several_models_stand_in_lines_that_name_them() -> None:
+    """In the published lines they could not be told apart."""
+    both = [row(method, "gsm8k", model=model) for model in ("small", "large") for method in ("autoregressive", "ouroboros")]
+    rows = paper_table("ouroboros", PUBLISHED["ouroboros"], table(*both))
+    ours = rows[rows["from"] == "this run"]
+    assert sorted(ours["algorithm"]) == [
+        f"{name} on {model} (bfloat16)" for name in ("Greedy", "Ouroboros") for model in ("large", "small")
+    ]
+    assert set(ours["task"]) == {"GSM8K"}
+    assert not (rows["from"] == "both").any()
+    assert len(rows) == len(PUBLISHED["ouroboros"].rows) + 4
+
+
 def test_latency_is_the_time_to_ten_tokens() -> None:
     rows = ours("parallel_llm").set_index("system")
     latency = rows.loc["hf_greedy on smollm2-135m (bfloat16)", "latency_ms"]
@@ -127,6 +141,9 @@ def test_a_speed_up_that_its_own_figures_contradict_is_marked() -> None:
     assert marked == [(2, "speedup", "25.0 by 10.0 is 2.50")]
     texts = as_text(paper_table("ouroboros", published, cells()), published, marked)
     assert texts["speedup"].tolist()[:3] == ["1", "2", f"3{MARK}"]
+    rows[1][3] = 2.05  # all figures of a column have as many decimals
+    texts = as_text(paper_table("ouroboros", published, cells()), published, marked)
+    assert texts["speedup"].tolist()[:3] == ["1.00", "2.05", f"3.00{MARK}"]
     assert "25.0 by 10.0 is 2.50" in as_markdown(published, texts, marked)
 
 
@@ -162,6 +179,9 @@ def test_what_was_not_found_where_it_should_stand_says_so() -> None:
         page[name] = as_markdown(published, as_text(paper_table(name, published, cells()), published, marked), marked)
         assert "not found" in published.source
     assert page["parallel_llm"].count("not found in the package's description") == 3
+    assert page["parallel_llm_training"].count("not found in the package's description") == 8 + 1  # figures, source
+    assert f"1,200,000{MARK}" in page["parallel_llm_training"]
+    assert f"-{MARK}" not in page["parallel_llm_training"]
     assert f"130{MARK}" in page["parallel_llm"]
 
 

@@ -127,6 +127,14 @@ def test_the_nucleus_is_what_is_drawn_from() -> None:
     assert choose(logits[:1], Draw(0.0), None) == [0]
 
 
+def test_without_a_nucleus_every_token_may_be_drawn() -> None:
+    """Also those beyond the likeliest 256: a vocabulary of equal ones is drawn from evenly."""
+    drawn = choose(torch.zeros(2000, 1024), Draw(1.0), torch.Generator().manual_seed(0))
+    assert min(drawn) < 64
+    assert max(drawn) > 960
+    assert len(set(drawn)) == pytest.approx(1024 * (1 - (1 - 1 / 1024) ** 2000), rel=0.05)
+
+
 def rows_of(source: str, count: int) -> list[dict]:
     return [{"source": source, "prompt_ids": [i, len(source)] + [1] * (i % 7)} for i in range(count)]
 
@@ -231,6 +239,19 @@ def test_an_answer_under_another_limit_or_stop_string_is_not_reused(folder: Path
     assert journal.answers_to(row)
     assert not journal.answers_to({**row, "until": [";"]})
     assert not journal.answers_to({**row, "prompt_ids": [1]})
+
+
+@pytest.mark.usefixtures("without_tokenizer")
+def test_answers_end_at_the_tokens_that_end_evaluated_texts(folder: Path, tmp_path: Path) -> None:
+    """Those of the generation config, which may be more than the config's own."""
+    rows, _ = selfgen.self_generate(given_of(folder, tmp_path / "one" / "text.jsonl", 200))
+    likely = Counter(token for row in rows for token in row["output_ids"]).most_common(1)[0][0]
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [2, likely]}))
+    batching.shared_model.cache_clear()
+    rows, _ = selfgen.self_generate(given_of(folder, tmp_path / "two" / "text.jsonl", 200))
+    assert any(row["output_ids"][-1] == likely for row in rows)
+    assert not any(likely in row["output_ids"][:-1] for row in rows)
 
 
 def test_the_reason_of_a_failure_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

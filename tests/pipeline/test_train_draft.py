@@ -24,7 +24,7 @@ from pipeline.draft_objective import (
 )
 from pipeline.errors import UserError
 from pipeline.train_draft import examples, read_text, shortlist_of
-from tests.decoding.tiny import logits_of, save_model
+from tests.decoding.tiny import FAMILY, logits_of, save_model
 
 
 @pytest.fixture
@@ -51,6 +51,17 @@ def given_of(folder: Path, **changes) -> argparse.Namespace:
     (folder / "model" / "tokenizer.json").write_text("{}")
     values = {"layers": [1], "epochs": 6, "shortlist_size": 40, "seed": 0, "model": folder / "model", "text": text}
     return argparse.Namespace(**values | {"output": folder / "draft"} | changes)
+
+
+@pytest.mark.parametrize("member", FAMILY)
+def test_any_family_can_be_cut(tmp_path: Path, member: str) -> None:
+    """Qwen's configs name the attention of each layer, of which a draft has fewer."""
+    whole = save_model(tmp_path, member)
+    draft = cut_draft(whole, [1])
+    assert draft.config.num_hidden_layers == len(draft.model.layers) == 1
+    assert type(draft) is type(whole)
+    draft.save_pretrained(tmp_path / "draft")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "draft").config.num_hidden_layers == 1
 
 
 def test_all_layers_are_the_target_itself(target) -> None:

@@ -9,12 +9,13 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from pipeline import train, train_draft
 from pipeline.pairs import write_pairs
 from pipeline.trainer import Recipe, make_trainer
 from pipeline.training_examples import Batches
+from pipeline.training_work import on_one_card, only
 from shuffle.examples import Example, collate_causal
 from tests.decoding.tiny import save_model
 from tests.pipeline.test_pairs import given
@@ -24,6 +25,22 @@ from tests.pipeline.test_train_draft import given_of
 
 class Begins(Exception):  # noqa: N818 - no error
     """The training would begin here."""
+
+
+def test_a_process_trains_on_one_card_however_many_it_sees(tmp_path: Path) -> None:
+    """On more, the Trainer takes as many items a step, and an item is a whole batch."""
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    assert on_one_card(arguments).n_gpu <= 1
+    arguments._n_gpu = 4
+    assert arguments.train_batch_size == 4 * arguments.per_device_train_batch_size
+    assert on_one_card(arguments).n_gpu == 1
+    assert arguments.train_batch_size == arguments.per_device_train_batch_size
+
+
+def test_a_second_batch_is_not_thrown_away_in_silence() -> None:
+    assert only([{"input_ids": 1}]) == {"input_ids": 1}
+    with pytest.raises(ValueError, match="too many values"):
+        only([1, 2])
 
 
 def test_what_is_evaluated_is_in_no_split_of_the_pairs_that_are_written(tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+// The one product that everything here is made of: a panel of 16 outputs times a block of rows.
+
+#pragma once
+
+#include "lanes.h"
+
+namespace {
+
+// Rows enter products in blocks of up to ROWS, laid out as [k / pair][rows of the block][pair]: what one multiply-add
+// takes of each row then lies side by side. The block that starts at row r begins at r * k.
+template <class T>
+struct Packed {
+    typedef typename Product<T>::Input Input;
+    Input* data;
+    int64_t rows, k;
+
+    static constexpr bool ENTERS_WHOLE = false;  // a row need not be whole before it enters
+
+    static int64_t padded(int64_t k) { return (k + Product<T>::PAIR - 1) / Product<T>::PAIR * Product<T>::PAIR; }
+    static int64_t floats(int64_t k) { return k + 1; }  // that hold a row of k
+    const Input* block(int64_t row) const { return data + row * k; }
+
+    // Write values[0..count) of one row from column ``at`` on, a multiple of the pair; beyond the last comes a zero.
+    void write(int64_t row, int64_t at, const float* values, int64_t count) const {
+        constexpr int PAIR = Product<T>::PAIR;
+        const int64_t first = row / ROWS * ROWS, some = std::min<int64_t>(ROWS, rows - first);
+        Input* to = data + first * k + at * some + (row - first) * PAIR;
+        Input lanes[LANES];
+        for (int64_t i = 0; i < count; i += LANES) {
+            const int64_t here = std::min<int64_t>(LANES, count - i);
+            Product<T>::enter(load_some(values + i, here), lanes);
+            for (int64_t j = 0; j < here; j += PAIR, to += some * PAIR) std::memcpy(to, lanes + j, sizeof(Input) * PAIR);
+        }
+    }
+};
+
+constexpr int AHEAD = 4096;  // bytes of weights that are asked for before they are needed; measured
+
+template <class W, int R, int STEP>
+inline void panel_step(const W* weights, const typename Product<W>::Input* x, Floats (&sum)[R][PARTS]) {
+    constexpr int PAIR = Product<W>::PAIR;
+    typename Product<W>::Lanes lanes[PARTS];
+#pragma GCC unroll 4
+    for (int part = 0; part < PARTS; part++)
+        lanes[part] = Product<W>::template lanes<STEP>(weights + part * LANES * PAIR);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; part++)
+            sum[r][part] = Product<W>::add(sum[r][part], lanes[part], x + r * PAIR + STEP);
+}
+
+// One panel of weights times a block of R rows: sums [R][PARTS].
+template <class W>
+struct Panel {
+    typedef typename Product<W>::Input Input;
+
+    static int64_t stride(int64_t k) { return PANEL * k; }  // weights from one panel to the next
+
+    template <int R>
+    static inline void rows(const W* panel, const Input* x, int k, Floats* sums) {
+        constexpr int PAIR = Product<W>::PAIR;
+        Floats sum[R][PARTS];
+        for (int r = 0; r < R; r++)
+            for (int part = 0; part < PARTS; part++) sum[r][part] = Floats{};
+        for (int i = 0; i < k; i += PAIR) {
+            if (R > 3) __builtin_prefetch(reinterpret_cast<const char*>(panel + i * PANEL) + AHEAD);
+            panel_step<W, R, 0>(panel + i * PANEL, x + i * R, sum);
+            if constexpr (Product<W>::STEPS == 2) panel_step<W, R, 1>(panel + i * PANEL, x + i * R, sum);
+        }
+        for (int r = 0; r < R; r++)
+            for (int part = 0; part < PARTS; part++) sums[r * PARTS + part] = sum[r][part];
+    }
+};
+
+template <class W, int R = ROWS>
+inline void panel_times(const W* panel, const typename Panel<W>::Input* x, int rows, int k, Floats* sums) {
+    if (rows == R) return Panel<W>::template rows<R>(panel, x, k, sums);
+    if constexpr (R > 1) panel_times<W, R - 1>(panel, x, rows, k, sums);
+}
+
+// Rows of sums to rows of floats: y[row][n0..n0+count) = sum (+ bias) (+ what is there).
+enum class Store { SET, ADD };
+
+template <Store HOW>
+inline void store(const Floats* sums, int rows, const float* bias, float* y, size_t stride, int count) {
+    for (int r = 0; r < rows; r++)
+        for (int part = 0; part < PARTS; part++) {
+            const Floats sum = sums[r * PARTS + part];
+            float* out = y + r * stride + part * LANES;
+            const int some = std::min(LANES, count - part * LANES);
+            if (some == LANES && !bias) {
+                const Floats value = HOW == Store::ADD ? load<Floats>(out) + sum : sum;
+                std::memcpy(out, &value, sizeof(value));
+                continue;
+            }
+            for (int lane = 0; lane < some; lane++) {
+                const float value = sum[lane] + (bias ? bias[part * LANES + lane] : 0.0f);
+                out[lane] = HOW == Store::ADD ? out[lane] + value : value;
+            }
+        }
+}
+
+}  // namespace
