@@ -31,7 +31,7 @@ from decoding.linear import Linear, make_linear
 
 if TYPE_CHECKING:
     from decoding.cache import KVCache
-    from decoding.pool import CachePool
+    from decoding.pool import CachePool, Prompts
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -221,7 +221,7 @@ def forward(
     weights: LlamaWeights,
     tokens: Int[Tensor, " w"],
     positions: Int[Tensor, " w"],
-    cache: KVCache | CachePool,
+    cache: KVCache | CachePool | Prompts,
     mask: Float[Tensor, ...] | None,
     rows: Int[Tensor, " w"] | None = None,
 ) -> Float[Tensor, "w d"]:
@@ -262,7 +262,7 @@ def _attention(
     h: Float[Tensor, "w d"],
     cosine: Float[Tensor, "w 1 hd"],
     sine: Float[Tensor, "w 1 hd"],
-    cache: KVCache | CachePool,
+    cache: KVCache | CachePool | Prompts,
     mask: Float[Tensor, ...] | None,
     rows: Int[Tensor, " w"] | None,
 ) -> Float[Tensor, "w hhd"]:

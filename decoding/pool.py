@@ -9,6 +9,7 @@ Example::
 
     caches = CachePool(32, weights, capacity=512).caches()
     target.prefill(caches[0], prompt_ids)                             # each is a cache like any other
+    prefill_together(caches[1:], prompts)                             # or several prompts in one pass
     logits, hidden = read_together([caches[0], caches[5]], [17, 4])   # one token behind each: [2, V], [2, d]
 """
 
@@ -112,14 +113,86 @@ class CachePool:
         return found.reshape(queries.shape)
 
 
+class Prompts:
+    """The first ``length`` rows of some places of a pool: what a pass over as many prompts writes, and attends to."""
+
+    def __init__(self, pool: CachePool, places: Sequence[int], length: int) -> None:
+        self.pool, self.length = pool, length
+        self._places = torch.tensor(places, device=pool.buffer.device)
+
+    def write(
+        self,
+        layer: int,
+        keys: Float[Tensor, "n_l kv hd"],
+        values: Float[Tensor, "n_l kv hd"],
+        rows: Int[Tensor, " n_l"] | None = None,
+    ) -> None:
+        """Write the rows of all prompts."""
+        for rows_of, new in zip(self.pool.buffer[layer], (keys, values), strict=True):
+            by_text = new.view(len(self._places), self.length, *new.shape[1:])
+            rows_of[self._places, :, : self.length] = by_text.transpose(1, 2)
+
+    def attend(
+        self, layer: int, queries: Float[Tensor, "n_l h hd"], mask: Float[Tensor, "l l"]
+    ) -> Float[Tensor, "n_l h hd"]:
+        """Attend, each row over its own prompt. Padding comes behind, so that under a causal mask no token sees it."""
+        keys, values = self.pool.buffer[layer][:, self._places, :, : self.length].unsqueeze(3)
+        count, kv_heads = keys.shape[:2]
+        grouped = queries.view(count, self.length, kv_heads, -1, queries.shape[-1]).permute(0, 2, 3, 1, 4)
+        shape = grouped.shape
+        found = F.scaled_dot_product_attention(grouped, keys.expand(shape), values.expand(shape), attn_mask=mask)
+        return found.permute(0, 3, 1, 2, 4).reshape(queries.shape)
+
+
+def pool_of(caches: Sequence[KVCache]) -> tuple[CachePool, list[int]] | None:
+    """Return the pool that caches share and their places in it; None if they share none."""
+    pooled = [cache for cache in caches if isinstance(cache, PooledCache)]
+    if len(pooled) < len(caches) or len({id(cache.pool) for cache in pooled}) != 1:
+        return None
+    return pooled[0].pool, [cache.place for cache in pooled]
+
+
 def read_together(
     caches: Sequence[KVCache], tokens: Sequence[int]
 ) -> tuple[Float[Tensor, "n v"], Float[Tensor, "n d"]] | None:
     """Read one token behind the committed rows of each cache; the caller commits them. None: they share no pool."""
-    pooled = [cache for cache in caches if isinstance(cache, PooledCache)]
-    if len(pooled) < len(caches) or len({id(cache.pool) for cache in pooled}) != 1:
+    if (shared := pool_of(caches)) is None:
         return None
-    return pooled[0].pool.read([cache.place for cache in pooled], tokens, [cache.length for cache in pooled])
+    pool, places = shared
+    return pool.read(places, tokens, [cache.length for cache in caches])
+
+
+@torch.inference_mode()
+def prefill_together(
+    caches: Sequence[KVCache], prompts: Sequence[Sequence[int]]
+) -> tuple[Float[Tensor, "n v"], Float[Tensor, "n d"]] | None:
+    """Read whole prompts into empty caches in one pass, padded to the longest, and commit them.
+
+    No graph is captured: prompts of these lengths may not come again.
+
+    Returns:
+        Logits and hidden states of the last token of each. None: the caches share no pool.
+
+    Raises:
+        ValueError: the longest prompt does not fit, or a cache is not empty.
+    """
+    if (shared := pool_of(caches)) is None:
+        return None
+    pool, places = shared
+    weights, device = pool.weights, pool.buffer.device
+    length = max(map(len, prompts))
+    if any(cache.length for cache in caches):
+        raise ValueError("prompts are read into empty caches")
+    caches[0].check_room(length)
+    tokens = torch.tensor([[*prompt, *[0] * (length - len(prompt))] for prompt in prompts], device=device)
+    positions = torch.arange(length, device=device).repeat(len(prompts))
+    mask = additive(torch.ones(length, length, dtype=torch.bool, device=device).tril(), weights.embedding.dtype)
+    read = forward(weights, tokens.flatten(), positions, Prompts(pool, places, length), mask)
+    ends = torch.tensor([row * length + len(prompt) - 1 for row, prompt in enumerate(prompts)], device=device)
+    for cache, prompt in zip(caches, prompts, strict=True):
+        cache.keep(range(len(prompt)))
+    hidden = read[ends]
+    return weights.head(hidden), hidden
 
 
 def decode_texts(pool: CachePool, numbers: Int[Tensor, "2 n"]) -> tuple[Float[Tensor, "n v"], Float[Tensor, "n d"]]:

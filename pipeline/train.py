@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from shuffle.examples import Example
+
 VALIDATION_EXAMPLES = 256
 
 

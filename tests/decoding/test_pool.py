@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from decoding import TargetModel
-from decoding.pool import PooledCache
+from decoding.pool import PooledCache, prefill_together
 from tests.decoding.cuda_standins import Device, stand_in
 from tests.decoding.tiny import logits_of, save_model
 
@@ -44,6 +44,28 @@ def test_each_text_goes_on_as_if_it_were_alone(tmp_path: Path, member: str, devi
     if device is not None:
         assert device.calls.count("capture") == 1  # it is not tried again once it has failed
         assert device.calls.count("replay") == (0 if device.problem else 6)
+
+
+@pytest.mark.parametrize("member", ["llama", "llama-untied-scaled", "qwen3"])
+def test_prompts_read_together_are_as_if_each_were_read_alone(tmp_path: Path, member: str) -> None:
+    model = save_model(tmp_path, member)
+    target = TargetModel.from_pretrained(tmp_path, engine="eager")
+    caches = target.new_caches(len(PROMPTS) + 1, 12)
+    target.prefill(caches[2], PROMPTS[0])
+    before = caches[2].buffer.clone()
+    empty = [cache for number, cache in enumerate(caches) if number != 2]
+    found = prefill_together(empty, PROMPTS)
+    assert found is not None
+    for prompt, row in zip(PROMPTS, found[0], strict=True):
+        torch.testing.assert_close(row, logits_of(model, prompt), atol=1e-4, rtol=1e-4)
+    assert [cache.length for cache in empty] == list(map(len, PROMPTS))
+    assert torch.equal(caches[2].buffer, before)
+    output = target.read_each(empty, [4] * len(PROMPTS))
+    for prompt, row in zip(PROMPTS, output.logits, strict=True):
+        torch.testing.assert_close(row, logits_of(model, [*prompt, 4]), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="empty caches"):
+        prefill_together(caches, [*PROMPTS, [5]])
+    assert prefill_together([target.new_cache(12)], [[5]]) is None
 
 
 def test_a_text_that_is_over_leaves_its_prompt_to_be_copied(tmp_path: Path) -> None:

@@ -33,10 +33,18 @@ def jobs_of(prompts, limit: int = 12) -> list[Job]:
     return [Job(tuple(prompt), Ending(limit, (2,))) for prompt in prompts]
 
 
+@pytest.mark.parametrize("most", [batching.TOGETHER, 0])
+@pytest.mark.parametrize("engine", ["auto", "eager"])
 @pytest.mark.parametrize("member", ["llama", "llama-untied-scaled", "qwen3"])
-def test_a_batch_answers_as_one_at_a_time(tmp_path: Path, member: str) -> None:
+def test_a_batch_answers_as_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: str, engine: str, most: int
+) -> None:
+    """Whether their prompts are read together, as on torch's engine, or one after the other."""
+    monkeypatch.setattr(batching, "TOGETHER", most)
     reference = save_model(tmp_path / "model", member)
-    model = TargetModel.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    model = TargetModel.from_pretrained(tmp_path / "model", dtype=torch.float32, engine=engine)
+    together = len(list(batching._begun_together(model, places_for(model, jobs_of(PROMPTS)), jobs_of(PROMPTS), Draw(), None)))
+    assert together == (len(PROMPTS) if most and model.native is None else 0)
     found = answer(model, jobs_of(PROMPTS))
     assert [text.ids for text in found] == [greedy_of(reference, prompt, 12) for prompt in PROMPTS]
     assert [text.finished for text in found] == [text.ids[-1] == 2 for text in found]

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import train
 from pipeline.distill import distilled
+from pipeline.errors import UserError
 from pipeline.generators import GENERATORS
 from pipeline.registry import import_target
 from pipeline.training_work import is_whole, last_checkpoint, spent_seconds
@@ -92,6 +93,49 @@ def test_a_generator_begins_with_its_twins_weights_and_says_which(pairs: Path, t
     record = json.loads((tmp_path / "out/generator.json").read_text())
     assert record["start_from"] == str(twin)
     assert record["start_from_sha256"] == json.loads((twin / "source.json").read_text())["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("generator", "backbone", "options", "said"),
+    [
+        ("autoregressive", {}, {"glancing": 0.5}, "--options {'glancing': 0.5}: the twin has none"),
+        ("shufflelm", {"num_layers": 9}, {}, "--backbone num_layers = 9: --start-from .* has 2"),
+        ("shufflelm", {}, {"max_parallel_tokens": 4}, "options.max_parallel_tokens = 4: a text has .* tokens"),
+        ("shufflelm", {}, {"max_parallel_tokens": 92}, "backbone.max_position_embeddings = 96: a prompt of .* exceed it"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_training(
+    pairs: Path, twin: Path, generator: str, backbone: dict[str, Any], options: dict[str, Any], said: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(pairs)
+    texts = train.read_examples(pairs, None)["train"]
+    with pytest.raises(UserError, match=f"^{said}"):
+        train.check_room(train.make_model(generator, backbone, options, tokenizer, 20, str(twin)), texts)
+
+
+def test_a_model_of_another_tokenizer_is_no_start(pairs: Path, twin: Path, tmp_path: Path) -> None:
+    """Its embeddings are those of other words, and its end token is none here."""
+    other = tmp_path / "pairs"
+    write_pairs(given(other, num_pairs=400, vocab_size=300))
+    with pytest.raises(UserError, match=r"its tokenizer has .* tokens and is not that of the pairs \(300 tokens\)"):
+        train.make_model("shufflelm", {}, {}, AutoTokenizer.from_pretrained(other), 20, str(twin))
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match="its tokenizer cannot be read"):
+        train.make_model("shufflelm", {}, {}, AutoTokenizer.from_pretrained(pairs), 20, str(tmp_path / "bare"))
+
+
+def test_a_source_that_leaves_no_room_for_an_answer_keeps_its_reference(twin: Path, pairs: Path, tmp_path: Path) -> None:
+    shutil.copytree(twin, tmp_path / "twin")
+    file = tmp_path / "twin" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 8}))
+    rows = [json.loads(line) for line in (pairs / "pairs.jsonl").read_text().splitlines()]
+    references = {row["source"]: row["target"] for row in rows if row["split"] == "train"}
+    tokenizer = AutoTokenizer.from_pretrained(twin)
+    found = {row["source"]: row["target"] for row in distilled(tmp_path / "twin", pairs)}
+    long = [source for source in references if len(tokenizer(source)["input_ids"]) >= 8]
+    assert found.keys() == references.keys()
+    assert 0 < len(long) < len(references)
+    assert all(found[source] == references[source] for source in long)
 
 
 def test_the_twins_answers_are_its_greedy_ones_and_what_has_no_end_is_none(

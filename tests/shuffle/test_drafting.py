@@ -103,6 +103,22 @@ def test_a_real_generator_drafts_for_its_twin(twin: tuple[Path, LlamaForCausalLM
     assert drafter.part_bytes > 0
 
 
+def test_a_prompt_that_leaves_no_room_for_slots_is_decoded_without_a_draft(
+    twin: tuple[Path, LlamaForCausalLM], tmp_path: Path
+) -> None:
+    ShuffleLM(ShuffleConfig(**SHAPE, max_parallel_tokens=32)).save_pretrained(tmp_path)
+    target, prompt = TargetModel.from_pretrained(twin[0]), PROMPT * 8
+    drafter = OutputDrafter.from_target(
+        target,
+        parts={"shufflelm": tmp_path},
+        sampling=Sampling(),
+        generator="shuffle.shufflelm.generator:ShuffleGenerator",
+    )
+    generation = SpeculativeDecoder(target, drafter).generate(prompt, max_new_tokens=20)
+    assert list(generation.output_ids) == greedy_of(twin[1], prompt, 20)
+    assert generation.draft_forwards == 0
+
+
 def test_mistakes_are_told(twin: tuple[Path, LlamaForCausalLM], tmp_path: Path) -> None:
     ShuffleLM(ShuffleConfig(**SHAPE | {"vocab_size": 25}, max_parallel_tokens=4)).save_pretrained(tmp_path)
     target = TargetModel.from_pretrained(twin[0])

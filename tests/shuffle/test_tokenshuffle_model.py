@@ -59,6 +59,16 @@ def test_a_window_sees_those_before_it_and_not_its_own_tokens(window: int) -> No
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+@torch.no_grad()
+def test_attention_back_ends_agree(implementation: str) -> None:
+    """Also those that know of no order unless a mask tells them."""
+    model = tiny(2)
+    expected = model(CLASSES, IDS).logits
+    model.set_attn_implementation(implementation)
+    torch.testing.assert_close(model(CLASSES, IDS).logits, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_without_windows_it_is_a_plain_llama() -> None:
     model = tiny(1)
     rows = model.conditions(CLASSES)

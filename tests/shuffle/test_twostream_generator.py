@@ -169,3 +169,11 @@ def test_sampling_draws_each_place_from_its_distribution() -> None:
 def test_no_prompts_no_texts() -> None:
     generator = TwoStreamGenerator(make_model())
     assert generator.generate_batch([], max_new_tokens=3) == generator.generate_abreast([], max_new_tokens=3) == []
+
+
+def test_a_model_of_another_attention_back_end_is_read_in_batches_as_alone() -> None:
+    model = make_model()
+    model.set_attn_implementation("eager")
+    generator = TwoStreamGenerator(model, group_size=2)
+    alone = [generator.generate(prompt, max_new_tokens=9).output_ids for prompt in PROMPTS]
+    assert generator.generate_abreast(PROMPTS, max_new_tokens=9) == alone
