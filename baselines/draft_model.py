@@ -218,9 +218,7 @@ def behind(pending: Sequence[int], tree: CandidateTree) -> CandidateTree:
     return CandidateTree((*pending, *tree.tokens), parents)
 
 
-def check_same_vocabulary(
-    folder: Path, *, target_folder: Path | None, vocab_size: int, padding: bool = True
-) -> None:
+def check_same_vocabulary(folder: Path, *, target_folder: Path | None, vocab_size: int, padding: bool = True) -> None:
     """Refuse a draft model whose token ids mean other tokens than the target's.
 
     With ``padding``, the numbers of ids may differ where the tokenizers are one: what is beyond it is no token.

@@ -34,7 +34,7 @@ def layout_for(
     if weights not in (None, "int8"):
         raise ValueError(f"weights must be int8 or None, not {weights!r}")
     if weights and dtype != torch.bfloat16:
-        raise ValueError(f"weights in int8 are computed in bfloat16, not in {str(dtype).removeprefix('torch.')}")
+        raise ValueError(f"weights in int8 go with bfloat16, not with {str(dtype).removeprefix('torch.')}")
     problem = "the eager one was asked for" if engine == "eager" else why_not(config, dtype, device)
     if problem and weights:
         raise ValueError(f"weights in int8 need the native engine, which cannot run here: {problem}")

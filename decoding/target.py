@@ -10,8 +10,8 @@ mask. Where reading the weights dominates (a CPU with matrix units, any GPU) the
 :func:`decoding.graphs.default_decode_width`. On CUDA the eager engine's decode forwards are captured as graphs
 (:mod:`decoding.graphs`), and ``engine`` then says ``cuda-graph``.
 
-Weights may be kept in int8 (``weights="int8"``): another model than the one in bfloat16, faster to read and nearly the
-same. A method is compared with a baseline of the same weights.
+Weights may be kept, and multiplied, in int8 (``weights="int8"``): another model than the one in bfloat16, faster to
+read and nearly the same. A method is compared with a baseline of the same weights.
 
 Example::
 
@@ -38,7 +38,7 @@ from decoding import graphs
 from decoding.cache import KVCache, additive
 from decoding.llama import LlamaWeights, ReadTensor, forward
 from decoding.loading import end_tokens, layout_for, open_tensors
-from decoding.native import Int8Linear, NativeEngine, NativeLinear
+from decoding.native import BLOCK, SCALE_BYTES, Int8Linear, NativeEngine, NativeLinear
 from decoding.placement import spread
 from decoding.pool import CachePool, read_together
 from decoding.tree import CandidateTree
@@ -102,9 +102,9 @@ class TargetModel:
     ) -> TargetModel:
         """Load a local folder in the Hugging Face layout with safetensors weights.
 
-        ``engine`` is native, eager, or auto: native where it can be. ``weights`` is int8, computed in bfloat16 by the
-        native engine alone, or None for those of ``dtype``; the embeddings stay in ``dtype``. ``devices`` are those
-        that the layers are spread over (:mod:`decoding.placement`), ``device`` the first of them.
+        ``engine`` is native, eager, or auto: native where it can be. ``weights`` is int8, for the native engine alone
+        and beside ``dtype`` bfloat16, or None for those of ``dtype``; the embeddings stay in ``dtype``. ``devices`` are
+        those that the layers are spread over (:mod:`decoding.placement`), ``device`` the first of them.
 
         Raises:
             FileNotFoundError: there are no safetensors in the folder.
@@ -165,9 +165,9 @@ class TargetModel:
         return self._graphs is not None
 
     @property
-    def parameter_bytes(self) -> int:
-        """Bytes of one weight."""
-        return 1 if self.weight_type == "int8" else self.dtype.itemsize
+    def parameter_bytes(self) -> float:
+        """Bytes of one weight, its part of a scale included."""
+        return 1 + SCALE_BYTES / BLOCK if self.weight_type == "int8" else self.dtype.itemsize
 
     @property
     def max_context(self) -> int:

@@ -164,9 +164,9 @@ def answer(
     waiting = iter(enumerate(jobs))
     live: list[Place] = []
     free = list(rows)
-    for row, token, state in _begun_together(target, free, jobs, draw, generator):
+    for row, token, read_at in _begun_together(target, free, jobs, draw, generator):
         next(waiting)
-        _place(row, token, state if with_states else None, jobs, answers, live, free)
+        _place(row, token, read_at if with_states else None, jobs, answers, live, free)
     while True:
         while free and (following := next(waiting, None)) is not None:
             number, job = following

@@ -117,9 +117,7 @@ def of_cell(pair: pd.Series) -> Iterator[Finding]:
         source = str(pair["data_source"])
         is_other_python = source.startswith(INTERPRETER) and source != pair["data_source_before"]
         for name in changed:
-            yield difference(
-                where, name, pair, "note" if is_other_python and name in FROM_DOCUMENTS else "regression"
-            )
+            yield difference(where, name, pair, "note" if is_other_python and name in FROM_DOCUMENTS else "regression")
         return
     yield from of_counters(where, pair)
     yield from of_quality(where, pair)

@@ -128,8 +128,8 @@ def speed_change(cells: pd.DataFrame, name: str = "speedup") -> Change | None:
     errors = []
     for when in ("", "_before"):
         count = known[f"num_prompts{when}"] if name == "speedup" else np.full(len(known), BATCH_TRIALS)
-        ends = (known[f"{column}{when}"] for column in (name, f"{name}_low", f"{name}_high"))
-        errors.append(interval_errors(*ends, count))
+        ratio, low, high = (known[f"{column}{when}"] for column in (name, f"{name}_low", f"{name}_high"))
+        errors.append(interval_errors(ratio, low, high, count))
     change = np.log(known[name] / known[f"{name}_before"])
     return pooled_change(*one_a_task(known["task"], change, np.hypot(*errors)))
 

@@ -1,4 +1,4 @@
-"""What a configuration's ``dtype`` stands for: the type of the arithmetic, and that of the weights where it is another.
+"""What a configuration's ``dtype`` stands for: the type of the arithmetic, and of products with weights if another.
 
 And whether a device has that arithmetic or emulates it.
 

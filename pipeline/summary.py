@@ -51,7 +51,7 @@ def summarise(
     records: Sequence[Record],
     *,
     weight_bytes: int,
-    parameter_bytes: int,
+    parameter_bytes: float,
     cache_bytes_per_token: int,
     limits: Limits,
     part_bytes: int = 0,
@@ -83,7 +83,7 @@ def summarise(
     decode_s = sum(run["decode_s"] for run in decoded)
     traffic = sum(bytes_read(run, weight_bytes, cache_bytes_per_token, part_bytes) for run in decoded)
     in_cache = processor_cache_bytes is not None and weight_bytes + part_bytes <= processor_cache_bytes
-    work = None if is_parallel else sum(operations(run, weight_bytes // parameter_bytes) for run in decoded)
+    work = None if is_parallel else sum(operations(run, round(weight_bytes / parameter_bytes)) for run in decoded)
     steps = sum(run["target_forwards"] if is_parallel else len(run["tokens_by_step"]) for run in runs)
     return {
         "num_prompts": len(records),

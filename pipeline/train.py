@@ -25,7 +25,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,26 +116,26 @@ def check_tokenizer(start_from: str, tokenizer: PreTrainedTokenizerBase) -> None
         )
 
 
-def check_room(model: PreTrainedModel, texts: Iterable[Example]) -> None:
-    """Check that a model with slots has enough of them, and room for them behind every prompt.
+def fitted(model: PreTrainedModel, texts: Sequence[Example]) -> list[Example]:
+    """Return what a model learns from ``texts``: one with slots, a text of more tokens than those block by block.
 
     Raises:
-        UserError: a text has more tokens than there are slots, or a prompt leaves them no positions.
+        UserError: a prompt, with the blocks before, leaves the slots no positions.
     """
+    from shuffle.examples import in_blocks
+
     slots = getattr(model.config, "max_parallel_tokens", None)
     if slots is None:
-        return
+        return list(texts)
     room = model.config.max_position_embeddings
-    for example in texts:
-        if len(example.target_ids) > slots:
+    blocks = [block for example in texts for block in in_blocks(example, slots)]
+    for prompt, _ in blocks:
+        if len(prompt) + slots > room:
             raise UserError(
-                f"options.max_parallel_tokens = {slots}: a text has {len(example.target_ids)} tokens, and each needs a slot"
+                f"backbone.max_position_embeddings = {room}: a prompt of {len(prompt)} tokens and {slots} slots "
+                "exceed it"
             )
-        if len(example.prompt_ids) + slots > room:
-            raise UserError(
-                f"backbone.max_position_embeddings = {room}: a prompt of {len(example.prompt_ids)} tokens and {slots} "
-                "slots exceed it"
-            )
+    return blocks
 
 
 def checked(config_class: Any, values: dict[str, Any]) -> Any:
@@ -167,7 +167,7 @@ def train(given: argparse.Namespace) -> None:
     longest = max(len(example.target_ids) for split in texts.values() for example in split)
     set_seed(recipe.seed)
     model = make_model(given.generator, given.backbone, given.options, tokenizer, longest, given.start_from)
-    check_room(model, (example for split in texts.values() for example in split))
+    texts = {split: fitted(model, examples) for split, examples in texts.items()}
     if given.generator == TWIN or not torch.cuda.is_available():
         # On texts this short the backward pass of the CPU's SDPA kernel alone takes a quarter of a step. On a GPU (seen
         # on an H200 with torch 2.11) it gives NaN where a row of a causal model sees nothing, as padding before a text.

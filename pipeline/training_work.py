@@ -102,7 +102,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 def stopwatch() -> TrainerCallback:
     """Return what notes the time of a training in every checkpoint: a killed run's part counts too."""
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
 
     class Stopwatch(TrainerCallback, ExportableState):
@@ -125,7 +125,7 @@ def guard() -> TrainerCallback:
 
     Needs ``logging_nan_inf_filter=False``: transformers' Trainer else logs such a loss as none. Raises ``UserError``.
     """
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback
 
     class Guard(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:

@@ -26,6 +26,12 @@ class Example(NamedTuple):
     target_ids: tuple[int, ...]
 
 
+def in_blocks(example: Example, most: int) -> list[Example]:
+    """Return an example for each ``most`` tokens of the target; its prompt holds the blocks before it."""
+    prompt, target = example
+    return [Example((*prompt, *target[:at]), target[at : at + most]) for at in range(0, len(target), most)]
+
+
 def padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Int[Tensor, "b t"]:
     """Return the rows as one tensor, the shorter ones filled with ``value`` behind, or before."""
     width = max(map(len, rows))

@@ -15,6 +15,15 @@ Example::
     hidden, logits = engine.forward(cache, tokens, positions, parents)
 """
 
-from decoding.native.engine import Int8Linear, NativeEngine, NativeLinear, can_sum, sum_of, why_not
+from decoding.native.engine import (
+    BLOCK,
+    SCALE_BYTES,
+    Int8Linear,
+    NativeEngine,
+    NativeLinear,
+    can_sum,
+    sum_of,
+    why_not,
+)
 
-__all__ = ["Int8Linear", "NativeEngine", "NativeLinear", "can_sum", "sum_of", "why_not"]
+__all__ = ["BLOCK", "SCALE_BYTES", "Int8Linear", "NativeEngine", "NativeLinear", "can_sum", "sum_of", "why_not"]

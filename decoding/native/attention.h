@@ -58,8 +58,7 @@ inline void soften(float* row, int64_t count, float scale) {
         const Floats part = load<Floats>(row + i);
         highest = part > highest ? part : highest;
     }
-    float most = highest[0];
-    for (int lane = 1; lane < LANES; lane++) most = std::max(most, highest[lane]);
+    float most = highest_of(highest);
     for (int64_t i = count / LANES * LANES; i < count; i++) most = std::max(most, row[i]);
     for (int64_t i = 0; i < count; i += LANES) {
         Floats part = exponential((load<Floats>(row + i) - most) * scale);

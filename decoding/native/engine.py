@@ -23,6 +23,7 @@ from decoding.native.build import BuildError, attempt, load_library
 
 PANEL = 16
 BLOCK = 32  # numbers of a row that have a scale together, in int8
+SCALE_BYTES = torch.bfloat16.itemsize
 
 
 class NativeLinear:
@@ -75,7 +76,7 @@ class Int8Linear(NativeLinear):
     def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None = None) -> None:
         super().__init__(weight.float(), bias)
         blocks_per_row = self.num_inputs // BLOCK
-        self.num_bytes = weight.numel() + self.num_outputs * blocks_per_row * torch.bfloat16.itemsize
+        self.num_bytes = weight.numel() + self.num_outputs * blocks_per_row * SCALE_BYTES
 
     @staticmethod
     def _multiple(dtype: torch.dtype) -> int:

@@ -142,6 +142,26 @@ inline Floats exponential(Floats x) {  // 2^n times a polynomial on [-ln2/2, ln2
     return p * (Floats)((n + 127) << 23);
 }
 
+inline float highest_of(Floats x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float most = x[0];
+    for (int lane = 1; lane < LANES; lane++) most = std::max(most, x[lane]);
+    return most;
+#endif
+}
+
+inline int32_t total(Ints x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)x);
+#else
+    int32_t sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += x[lane];
+    return sum;
+#endif
+}
+
 inline float total(Floats x) {
     float sum = 0;
     for (int lane = 0; lane < LANES; lane++) sum += x[lane];

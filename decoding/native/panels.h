@@ -14,7 +14,7 @@ struct Packed {
     Input* data;
     int64_t rows, k;
 
-    static constexpr bool ENTERS_WHOLE = false;  // a row need not be whole before it enters
+    static constexpr bool IN_BLOCKS = false;  // numbers enter one by one
 
     static int64_t padded(int64_t k) { return (k + Product<T>::PAIR - 1) / Product<T>::PAIR * Product<T>::PAIR; }
     static int64_t floats(int64_t k) { return k + 1; }  // that hold a row of k

@@ -1,7 +1,7 @@
 """``python -m pipeline compare``: two methods on the same prompts in turn, how fast each is and whether they agree.
 
-As in a cell: one after the other in one process, the one that goes first changing, the ratio of total times told. A single
-prompt's interval is over its repeats, so it says how steady the machine was and nothing about other prompts.
+As in a cell: one after the other in one process, the one that goes first changing, the ratio of total times told. A
+single prompt's interval is over its repeats, so it says how steady the machine was and nothing about other prompts.
 
 Example::
 

@@ -15,7 +15,8 @@ import pandas as pd
 from pipeline.errors import command
 from pipeline.files import atomic_write
 from pipeline.images.records import BASELINE
-from pipeline.paper_tables import OURS, THEIRS, Published, as_latex, as_markdown, as_text, read_published
+from pipeline.paper_pages import OURS, as_latex, as_markdown, as_text
+from pipeline.paper_tables import THEIRS, Published, read_published
 from pipeline.schemas import image
 from pipeline.schemas.image import DIGITS, PHOTOGRAPH
 

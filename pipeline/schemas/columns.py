@@ -48,7 +48,8 @@ COLUMNS: dict[str, pa.Column] = {
     "hardware": text("CPU and its widest vectors, or GPU, that the cell ran on; empty if it failed before it knew"),
     "device": text("where the model ran; empty if the cell failed", isin=["cpu", "cuda", ""]),
     "dtype": text(
-        "type of the weights and of the arithmetic; `int8`: weights in int8, arithmetic in bfloat16",
+        "type of the weights and of the arithmetic; `int8`: of the weights and of what they are multiplied with, in "
+        "blocks of 32 with a scale each; all else in bfloat16",
         isin=["bfloat16", "float32", "float16", "int8"],
     ),
     "model": text("name of the target model in the configuration", str_matches=NOT_EMPTY),

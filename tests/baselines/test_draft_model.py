@@ -177,9 +177,7 @@ def test_vocabularies_may_be_padded_to_different_sizes(tmp_path: Path, sizes: tu
     assert float(spread.sum()) == pytest.approx(1)
     assert draft.token_of(47) == 47
     with pytest.raises(ValueError, match=f"has {sizes[1]} tokens, the target {sizes[0]}"):
-        check_same_vocabulary(
-            tmp_path / "draft", target_folder=tmp_path / "target", vocab_size=sizes[0], padding=False
-        )
+        check_same_vocabulary(tmp_path / "draft", target_folder=tmp_path / "target", vocab_size=sizes[0], padding=False)
 
 
 def test_a_draft_runs_in_the_targets_dtype(tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ def test_parts_trained_anew_are_judged_over_all_cells_of_a_method(factors: list[
     assert all(each.what.startswith("tokens_per_step") for each in found)
 
 
-@pytest.mark.parametrize(("factor", "hardware", "caught"), [(0.5, "", True), (0.92, "", False), (0.5, "another", False)])
+@pytest.mark.parametrize(
+    ("factor", "hardware", "caught"), [(0.5, "", True), (0.92, "", False), (0.5, "another", False)]
+)
 def test_a_slower_batch_is_caught_on_the_same_hardware(factor: float, hardware: str, caught: bool) -> None:
     def run(scale: float, **changes: Any) -> pd.DataFrame:
         batch = {name: 1.5 * scale * by for name, by in (("", 1), ("_low", 1 / 1.1), ("_high", 1.1))}

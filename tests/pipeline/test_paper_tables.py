@@ -117,7 +117,9 @@ def test_a_parallel_generator_stands_beside_its_twin() -> None:
 
 def test_several_models_stand_in_lines_that_name_them() -> None:
     """In the published lines they could not be told apart."""
-    both = [row(method, "gsm8k", model=model) for model in ("small", "large") for method in ("autoregressive", "ouroboros")]
+    both = [
+        row(method, "gsm8k", model=model) for model in ("small", "large") for method in ("autoregressive", "ouroboros")
+    ]
     rows = paper_table("ouroboros", PUBLISHED["ouroboros"], table(*both))
     ours = rows[rows["from"] == "this run"]
     assert sorted(ours["algorithm"]) == [

@@ -43,7 +43,9 @@ def test_a_batch_answers_as_one_at_a_time(
     monkeypatch.setattr(batching, "TOGETHER", most)
     reference = save_model(tmp_path / "model", member)
     model = TargetModel.from_pretrained(tmp_path / "model", dtype=torch.float32, engine=engine)
-    together = len(list(batching._begun_together(model, places_for(model, jobs_of(PROMPTS)), jobs_of(PROMPTS), Draw(), None)))
+    together = len(
+        list(batching._begun_together(model, places_for(model, jobs_of(PROMPTS)), jobs_of(PROMPTS), Draw(), None))
+    )
     assert together == (len(PROMPTS) if most and model.native is None else 0)
     found = answer(model, jobs_of(PROMPTS))
     assert [text.ids for text in found] == [greedy_of(reference, prompt, 12) for prompt in PROMPTS]

@@ -100,8 +100,12 @@ def test_a_generator_begins_with_its_twins_weights_and_says_which(pairs: Path, t
     [
         ("autoregressive", {}, {"glancing": 0.5}, "--options {'glancing': 0.5}: the twin has none"),
         ("shufflelm", {"num_layers": 9}, {}, "--backbone num_layers = 9: --start-from .* has 2"),
-        ("shufflelm", {}, {"max_parallel_tokens": 4}, "options.max_parallel_tokens = 4: a text has .* tokens"),
-        ("shufflelm", {}, {"max_parallel_tokens": 92}, "backbone.max_position_embeddings = 96: a prompt of .* exceed it"),
+        (
+            "shufflelm",
+            {},
+            {"max_parallel_tokens": 92},
+            "backbone.max_position_embeddings = 96: a prompt of .* exceed it",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_told_before_training(
@@ -110,7 +114,26 @@ def test_what_cannot_be_trained_is_told_before_training(
     tokenizer = AutoTokenizer.from_pretrained(pairs)
     texts = train.read_examples(pairs, None)["train"]
     with pytest.raises(UserError, match=f"^{said}"):
-        train.check_room(train.make_model(generator, backbone, options, tokenizer, 20, str(twin)), texts)
+        train.fitted(train.make_model(generator, backbone, options, tokenizer, 20, str(twin)), texts)
+
+
+def test_a_text_of_more_tokens_than_slots_is_learned_block_by_block(pairs: Path, twin: Path, tmp_path: Path) -> None:
+    options = {"max_parallel_tokens": 4}
+    model = train.make_model("shufflelm", {}, options, AutoTokenizer.from_pretrained(pairs), 20, str(twin))
+    texts = train.read_examples(pairs, None)["train"]
+    blocks = train.fitted(model, texts)
+    assert max(len(block.target_ids) for block in blocks) == 4
+    rest = iter(blocks)
+    for prompt, target in texts:
+        before = prompt
+        while before != (*prompt, *target):
+            block = next(rest)
+            assert block.prompt_ids == before
+            before = (*before, *block.target_ids)
+    assert next(rest, None) is None
+    run("shufflelm", pairs, tmp_path / "short", options=json.dumps(options))
+    generator = import_target(GENERATORS["shufflelm"].generator).from_pretrained(tmp_path / "short")
+    assert len(generator.generate(texts[0].prompt_ids, max_new_tokens=12).output_ids) <= 12
 
 
 def test_a_model_of_another_tokenizer_is_no_start(pairs: Path, twin: Path, tmp_path: Path) -> None:
@@ -124,7 +147,9 @@ def test_a_model_of_another_tokenizer_is_no_start(pairs: Path, twin: Path, tmp_p
         train.make_model("shufflelm", {}, {}, AutoTokenizer.from_pretrained(pairs), 20, str(tmp_path / "bare"))
 
 
-def test_a_source_that_leaves_no_room_for_an_answer_keeps_its_reference(twin: Path, pairs: Path, tmp_path: Path) -> None:
+def test_a_source_that_leaves_no_room_for_an_answer_keeps_its_reference(
+    twin: Path, pairs: Path, tmp_path: Path
+) -> None:
     shutil.copytree(twin, tmp_path / "twin")
     file = tmp_path / "twin" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 8}))
