@@ -37,7 +37,8 @@ MBU_NOISE = 0.05  # standard error of the logarithm of one cell's
 # recycling over seven cells of the smoke and laptop profiles.
 STEP_SPREAD = 0.3
 # The same from training to training, of the same text: 24 cells of the laptop profile, whose draft model, heads and
-# mixer were trained on two processors, differ by 0.076 at some five prompts a cell.
+# mixer were trained on two processors, differ by 0.076 at some five prompts a cell; 28, trained on two mixtures of
+# prompts on one, by 0.060.
 TRAINING_SPREAD = 0.12
 
 

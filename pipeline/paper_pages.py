@@ -37,7 +37,8 @@ def as_text(rows: pd.DataFrame, published: Published, marked: list[Doubt]) -> pd
 
 def decimals(figures: pd.Series) -> int:
     """Return the decimals of the figure that has most."""
-    return max((len(f"{value:.10g}".partition(".")[2]) for value in figures.dropna()), default=0)
+    numbers = (value for value in figures.dropna() if not isinstance(value, str))
+    return max((len(f"{value:.10g}".partition(".")[2]) for value in numbers), default=0)
 
 
 def shown(value: Any) -> str:

@@ -111,6 +111,7 @@ struct Forward : Run<T, W> {
     // that nothing is wanted of, the last layer writes keys and values alone; its products take whole blocks of rows.
     void all_layers() {
         embed();
+#pragma omp barrier
         for (int index = 0; index < m.num_layers; index++) {
             const Layer& layer = m.layers[index];
             const int64_t start = index + 1 < m.num_layers ? 0 : b.first_row / ROWS * ROWS;

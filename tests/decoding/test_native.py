@@ -13,7 +13,7 @@ from torch import Tensor
 
 from decoding import CandidateTree, TargetModel
 from decoding.native import build, sum_of
-from tests.decoding.tiny import FAMILY, logits_of, save_model
+from tests.decoding.tiny import FAMILY, SHAPE, logits_of, save_model
 
 GENERATOR = random.Random(7)
 PROMPT = [GENERATOR.randrange(3, 48) for _ in range(37)]
@@ -125,9 +125,13 @@ def test_prefill_has_the_bits_of_reading_one_token_after_the_other(tmp_path: Pat
     assert torch.equal(at_once.buffer[:, :, :, : len(PROMPT)], one_by_one.buffer[:, :, :, : len(PROMPT)])
 
 
-def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_number_of_threads_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Each thread having columns of its own, and waiting for what others write, every time."""
+    monkeypatch.setitem(SHAPE, "hidden_size", 256)
+    monkeypatch.setitem(SHAPE, "intermediate_size", 320)
     save_model(tmp_path)
-    target = load(tmp_path, "bfloat16")
+    target = load(tmp_path, kind)
     threads = torch.get_num_threads()
 
     def logits(num_threads: int) -> Tensor:
@@ -137,7 +141,8 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
         return target.read(cache, random_tree(16, seed=5)).logits
 
     try:
-        assert all(torch.equal(logits(1), logits(n)) for n in (2, 3, 5))
+        alone = logits(1)
+        assert all(torch.equal(alone, logits(n)) for n in (2, 3, 5) * 12)
     finally:
         torch.set_num_threads(threads)
 
