@@ -148,13 +148,14 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86")
-@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3"])
+@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "x86-64-v4"])
 def test_narrower_vectors_give_the_same_model_and_rows_that_stand_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
 ) -> None:
-    """Vectors of 4 and 8 floats, wherever the tests run; what the machine has is what all other tests use."""
-    if level == "x86-64-v3" and not {"avx2", "fma"} <= set(Path("/proc/cpuinfo").read_text().split()):
-        pytest.skip("this processor has no AVX2")
+    """Vectors of 4 and 8 floats, and of 16 without products in int8; what the machine has is what all others use."""
+    needed = {"x86-64": set(), "x86-64-v3": {"avx2", "fma"}, "x86-64-v4": {"avx512bw", "avx512vl"}}[level]
+    if not needed <= set(Path("/proc/cpuinfo").read_text().split()):
+        pytest.skip(f"this processor has not {' and '.join(sorted(needed))}")
     monkeypatch.setattr(build, "FLAGS", tuple(f"-march={level}" if "-march" in flag else flag for flag in build.FLAGS))
     monkeypatch.setenv("HOME", str(tmp_path))
     build.attempt.cache_clear()
