@@ -112,4 +112,4 @@ def test_a_reference_calls_its_machine_what_a_run_there_would(monkeypatch: pytes
 
 
 def test_there_are_references() -> None:
-    assert len(REFERENCES) == 7
+    assert len(REFERENCES) == 8
