@@ -152,7 +152,9 @@ class DraftModel:
         """
         ahead = len(self._pending)
         cache = self._with_room(ahead + tree.width)
-        output = self.model.read(cache, self._known(behind(self._pending, tree)))
+        whole = behind(self._pending, tree)
+        known = self._known(whole.tokens)
+        output = self.model.read(cache, whole if known is whole.tokens else replace(whole, tokens=tuple(known)))
         self.num_forwards += 1
         cache.keep(range(ahead))
         self._held.extend(self._pending)
@@ -170,7 +172,7 @@ class DraftModel:
     def _read_pending(self) -> None:
         """Read the missing tokens in one forward pass and commit them."""
         cache = self._with_room(len(self._pending))
-        known = self._known(CandidateTree.chain(self._pending[0], self._pending[1:])).tokens
+        known = self._known(self._pending)
         if cache.length == 0:
             self.model.prefill(cache, known)
         else:
@@ -179,11 +181,10 @@ class DraftModel:
         self._held.extend(self._pending)
         self._pending = []
 
-    def _known(self, tree: CandidateTree) -> CandidateTree:
+    def _known(self, tokens: Sequence[int]) -> Sequence[int]:
         """Put token 0 in the place of ids that the target has more of: padding, which no text should hold."""
-        if max(tree.tokens) < self.model.vocab_size:
-            return tree
-        return replace(tree, tokens=tuple(token if token < self.model.vocab_size else 0 for token in tree.tokens))
+        size = self.model.vocab_size
+        return tokens if max(tokens) < size else [token if token < size else 0 for token in tokens]
 
     def _started(self) -> KVCache:
         if self._cache is None:

@@ -47,6 +47,15 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlamaForCausal
     return folder, model
 
 
+def real_drafter(target: TargetModel, folder: Path) -> OutputDrafter:
+    return OutputDrafter.from_target(
+        target,
+        parts={"shufflelm": folder},
+        sampling=Sampling(),
+        generator="shuffle.shufflelm.generator:ShuffleGenerator",
+    )
+
+
 def test_a_perfect_draft_is_read_in_one_pass(twin: tuple[Path, LlamaForCausalLM]) -> None:
     target, text = TargetModel.from_pretrained(twin[0]), greedy_of(twin[1], PROMPT, 20)
     scripted = Scripted(text, passes=3)
@@ -91,12 +100,7 @@ def test_a_real_generator_drafts_for_its_twin(twin: tuple[Path, LlamaForCausalLM
     torch.manual_seed(1)
     ShuffleLM(ShuffleConfig(**SHAPE, max_parallel_tokens=12)).save_pretrained(tmp_path)
     target = TargetModel.from_pretrained(twin[0])
-    drafter = OutputDrafter.from_target(
-        target,
-        parts={"shufflelm": tmp_path},
-        sampling=Sampling(),
-        generator="shuffle.shufflelm.generator:ShuffleGenerator",
-    )
+    drafter = real_drafter(target, tmp_path)
     generation = SpeculativeDecoder(target, drafter).generate(PROMPT, max_new_tokens=20)
     assert list(generation.output_ids) == greedy_of(twin[1], PROMPT, 20)
     assert generation.draft_forwards > 0
@@ -108,12 +112,7 @@ def test_a_prompt_that_leaves_no_room_for_slots_is_decoded_without_a_draft(
 ) -> None:
     ShuffleLM(ShuffleConfig(**SHAPE, max_parallel_tokens=32)).save_pretrained(tmp_path)
     target, prompt = TargetModel.from_pretrained(twin[0]), PROMPT * 8
-    drafter = OutputDrafter.from_target(
-        target,
-        parts={"shufflelm": tmp_path},
-        sampling=Sampling(),
-        generator="shuffle.shufflelm.generator:ShuffleGenerator",
-    )
+    drafter = real_drafter(target, tmp_path)
     generation = SpeculativeDecoder(target, drafter).generate(prompt, max_new_tokens=20)
     assert list(generation.output_ids) == greedy_of(twin[1], prompt, 20)
     assert generation.draft_forwards == 0
