@@ -192,10 +192,11 @@ def _begun_together(
     The compiled engine reads them one by one as fast, and less where they begin alike.
     """
     first = jobs[: len(free)]
+    if target.native is not None or len(first) < 2:
+        return
     prompts = [job.prompt_ids for job in first]
-    longest = max(map(len, prompts))
-    room = min(free[0].cache.capacity, target.max_context)
-    if target.native is not None or len(first) < 2 or len(first) * longest > TOGETHER or longest > room:
+    longest, room = max(map(len, prompts)), min(free[0].cache.capacity, target.max_context)
+    if len(first) * longest > TOGETHER or longest > room:
         return
     taken = [free.pop() for _ in first]
     found = prefill_together([row.cache for row in taken], prompts)
