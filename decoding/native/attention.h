@@ -10,9 +10,21 @@ inline void rotate(const Model& m, const float* from, const float* norm, int64_t
     const int64_t half = m.head_dim / 2;
     const float scale = norm ? inverse_rms(from, m.head_dim, m.eps) : 1.0f;
     const float *cosine = m.cosine + position * m.head_dim, *sine = m.sine + position * m.head_dim;
-    const auto at = [&](int64_t i) { return norm ? from[i] * scale * norm[i] : from[i]; };
-    for (int64_t i = 0; i < half; i++) to[i] = at(i) * cosine[i] + at(i + half) * sine[i];
-    for (int64_t i = half; i < m.head_dim; i++) to[i] = at(i) * cosine[i] + at(i - half) * sine[i];
+    int64_t i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        Floats first = load<Floats>(from + i), second = load<Floats>(from + i + half);
+        if (norm) first = first * scale * load<Floats>(norm + i), second = second * scale * load<Floats>(norm + i + half);
+        const Floats low = first * load<Floats>(cosine + i) + second * load<Floats>(sine + i);
+        const Floats high = second * load<Floats>(cosine + i + half) + first * load<Floats>(sine + i + half);
+        std::memcpy(to + i, &low, sizeof(low));
+        std::memcpy(to + i + half, &high, sizeof(high));
+    }
+    for (; i < half; i++) {
+        const float first = norm ? from[i] * scale * norm[i] : from[i];
+        const float second = norm ? from[i + half] * scale * norm[i + half] : from[i + half];
+        to[i] = first * cosine[i] + second * sine[i];
+        to[i + half] = second * cosine[i + half] + first * sine[i + half];
+    }
 }
 
 template <class T>
@@ -40,15 +52,39 @@ void write_cache(const Run<T, E>& run, const Layer& layer, int index) {
     }
 }
 
-// Up to 16 keys as a panel of weights: [dim / pair][16][pair].
+constexpr int VALUES = 64;  // keys whose values are widened, and added to the sums of all queries, together
+
+// The first whole vector from an address on: a load of one that lies across two lines of the cache takes twice as long.
+inline float* aligned(float* at) {
+    const uintptr_t line = sizeof(Floats);
+    return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(at) + line - 1) / line * line);
+}
+
+// Memory is asked for the next block while this one is worked on; beyond the last there is no harm in it.
+template <class T>
+inline void ask_for(const T* rows, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(rows + i);
+}
+
+// Up to 16 keys as a panel of weights: [dim / pair][16][pair]. A pair, or a float, is moved as the word of 32 bits it is.
 template <class T>
 void lay_out(const T* rows, int64_t dim, int count, float* to) {
-    constexpr int PAIR = Product<T>::PAIR;
-    T* panel = reinterpret_cast<T*>(to);
-    if (count < PANEL) std::memset(panel, 0, sizeof(T) * PANEL * dim);
-    for (int64_t i = 0; i < dim; i += PAIR)
-        for (int lane = 0; lane < count; lane++)
-            std::memcpy(panel + (i * PANEL + lane * PAIR), rows + lane * dim + i, sizeof(T) * PAIR);
+    const int64_t words = dim / Product<T>::PAIR;
+    const float* from = reinterpret_cast<const float*>(rows);
+    int64_t i = 0;
+    for (; i + LANES <= words; i += LANES)
+        for (int first = 0; first < PANEL; first += LANES) {
+            Floats block[LANES];
+            for (int lane = 0; lane < LANES; lane++)
+                block[lane] = first + lane < count ? load<Floats>(from + (first + lane) * words + i) : Floats{};
+            transpose(block);
+            for (int lane = 0; lane < LANES; lane++)
+                std::memcpy(to + (i + lane) * PANEL + first, &block[lane], sizeof(Floats));
+        }
+    for (; i < words; i++) {
+        std::memset(to + i * PANEL, 0, PANEL * sizeof(float));
+        for (int key = 0; key < count; key++) std::memcpy(to + i * PANEL + key, from + key * words + i, sizeof(float));
+    }
 }
 
 // Scores to probabilities, in place.
@@ -62,7 +98,7 @@ inline void soften(float* row, int64_t count, float scale) {
     for (int64_t i = count / LANES * LANES; i < count; i++) most = std::max(most, row[i]);
     for (int64_t i = 0; i < count; i += LANES) {
         Floats part = exponential((load<Floats>(row + i) - most) * scale);
-        for (int lane = int(std::min<int64_t>(LANES, count - i)); lane < LANES; lane++) part[lane] = 0;
+        if (count - i < LANES) part = load_some((const float*)&part, count - i);
         std::memcpy(row + i, &part, sizeof(part));
         parts += part;
     }
@@ -74,15 +110,20 @@ template <int Q, int N>
 inline void add_lanes(const float* rows, const float* weights, int64_t dim, int64_t stride, int64_t count,
                       float* sums) {
     Floats sum[Q][N];
+#pragma GCC unroll 4
     for (int q = 0; q < Q; q++)
+#pragma GCC unroll 4
         for (int n = 0; n < N; n++) sum[q][n] = load<Floats>(sums + q * dim + n * LANES);
     for (int64_t j = 0; j < count; j++)
+#pragma GCC unroll 4
         for (int n = 0; n < N; n++) {
             const Floats row = load<Floats>(rows + j * dim + n * LANES);
-            for (int q = 0; q < Q; q++)
-                sum[q][n] = multiply_add(sum[q][n], row, all(weights[q * stride + j]));
+#pragma GCC unroll 4
+            for (int q = 0; q < Q; q++) sum[q][n] = multiply_add(sum[q][n], row, all(weights[q * stride + j]));
         }
+#pragma GCC unroll 4
     for (int q = 0; q < Q; q++)
+#pragma GCC unroll 4
         for (int n = 0; n < N; n++) std::memcpy(sums + q * dim + n * LANES, &sum[q][n], sizeof(Floats));
 }
 
@@ -99,6 +140,14 @@ void add_weighted(const float* rows, const float* weights, int64_t dim, int64_t 
                 sums[q * dim + i] = std::fma(weights[q * stride + j], rows[j * dim + i], sums[q * dim + i]);
 }
 
+inline void add_weighted(int64_t queries, const float* rows, const float* weights, int64_t dim, int64_t stride,
+                         int64_t count, float* sums) {
+    if (queries == 4) return add_weighted<4>(rows, weights, dim, stride, count, sums);
+    if (queries == 3) return add_weighted<3>(rows, weights, dim, stride, count, sums);
+    if (queries == 2) return add_weighted<2>(rows, weights, dim, stride, count, sums);
+    add_weighted<1>(rows, weights, dim, stride, count, sums);
+}
+
 // sums[q] = the values weighted by the scores, a key at a time in the order of its position.
 template <class T, class E>
 void add_values(const Run<T, E>& run, int index, int head, int64_t first, int64_t queries, int64_t stride,
@@ -109,22 +158,18 @@ void add_values(const Run<T, E>& run, int index, int head, int64_t first, int64_
     std::fill(sums, sums + queries * dim, 0.0f);
     int64_t most = 0;
     for (int64_t q = 0; q < queries; q++) most = std::max(most, before + sight[first + q / group].leading);
-    for (int64_t at = 0; at < most; at += PANEL) {
-        const int64_t filled = std::min<int64_t>(PANEL, most - at);
+    for (int64_t at = 0; at < most; at += VALUES) {
+        const int64_t filled = std::min<int64_t>(VALUES, most - at);
         for (int64_t i = 0; i < filled * dim; i++) block[i] = widen(rows[at * dim + i]);
         const auto count = [&](int64_t q) {
             return std::clamp<int64_t>(before + sight[first + q / group].leading - at, 0, filled);
         };
-        for (int64_t q = 0; q < queries; q++) {
-            const float* weights = scores + q * stride + at;
-            const bool together = q + 4 <= queries && count(q) == filled && count(q + 3) == filled &&
-                                  count(q + 1) == filled && count(q + 2) == filled;
-            if (together) {  // four queries to each value that is loaded
-                add_weighted<4>(block, weights, dim, stride, filled, sums + q * dim);
-                q += 3;
-            } else {
-                add_weighted<1>(block, weights, dim, stride, count(q), sums + q * dim);
-            }
+        for (int64_t q = 0; q < queries;) {  // up to four queries to each value that is loaded
+            const int64_t here = count(q);
+            int64_t alike = 1;
+            while (alike < 4 && q + alike < queries && count(q + alike) == here) alike++;
+            add_weighted(alike, block, scores + q * stride + at, dim, stride, here, sums + q * dim);
+            q += alike;
         }
     }
     for (int64_t q = 0; q < queries; q++) {
@@ -148,11 +193,12 @@ void attend_piece(const Run<T, E>& run, const Layer& layer, int index, int head,
     for (int64_t w = first; w < last; w++)
         end = std::max(end, run.length(w) + (sight[w].others.empty() ? sight[w].leading : w + 1));
     const int64_t blocks = (end + PANEL - 1) / PANEL, stride = blocks * PANEL;
-    memory.resize(queries * (stride + 2 * dim) + 2 * PANEL * dim);
-    float* scores = memory.data();                                     // [queries, stride]
-    float* sums = scores + queries * stride;                           // [queries, dim]
-    float* block = sums + queries * dim;                               // [16, dim] of values, or keys laid out
-    const Packed<T> query{reinterpret_cast<typename Packed<T>::Input*>(block + 2 * PANEL * dim), queries, dim};
+    const int64_t needed = queries * (stride + 2 * dim) + VALUES * dim + LANES;
+    if (int64_t(memory.size()) < needed) memory.resize(needed);
+    float* scores = aligned(memory.data());   // [queries, stride]
+    float* block = scores + queries * stride;  // [64, dim] of values, or [dim, 16] of keys laid out
+    float* sums = block + VALUES * dim;        // [queries, dim]
+    const Packed<T> query{reinterpret_cast<typename Packed<T>::Input*>(sums + queries * dim), queries, dim, ROWS};
     for (int64_t q = 0; q < queries; q++) {
         const int64_t w = first + q / group;
         const float* own = run.qkv + w * run.qkv_width + (head * group + q % group) * dim;
@@ -160,11 +206,12 @@ void attend_piece(const Run<T, E>& run, const Layer& layer, int index, int head,
         query.write(q, 0, sums, dim);
     }
     for (int64_t at = 0; at < blocks; at++) {
+        ask_for(run.keys(index, head, first) + (at + 1) * PANEL * dim, PANEL * dim);
         lay_out(run.keys(index, head, first) + at * PANEL * dim, dim, int(std::min<int64_t>(PANEL, end - at * PANEL)), block);
         for (int64_t q = 0; q < queries; q += ROWS) {
             Floats found[ROWS * PARTS];
             const int some = int(std::min<int64_t>(ROWS, queries - q));
-            panel_times(reinterpret_cast<const T*>(block), query.block(q), some, int(dim), found);
+            panels_times<T, 1>({reinterpret_cast<const T*>(block)}, query.block(q), some, int(dim), found);
             for (int i = 0; i < some; i++)
                 std::memcpy(scores + (q + i) * stride + at * PANEL, found + i * PARTS, PARTS * sizeof(Floats));
         }
@@ -194,8 +241,8 @@ void attend(const Run<T, E>& run, const Layer& layer, int index, int64_t start) 
     const int64_t most = std::min(std::max<int64_t>(1, 48 / group), (count + threads - 1) / threads);
     const int64_t rows = b.caches ? 1 : most;
     const int64_t pieces = (count + rows - 1) / rows;
-    const auto [from, to] = run.share(pieces * m.kv_heads);
-    for (int64_t item = from; item < to; item++) {
+    // In turn: the later rows of a prompt see more.
+    for (int64_t item = omp_get_thread_num(); item < pieces * m.kv_heads; item += threads) {
         const int64_t first = start + item / m.kv_heads * rows;
         attend_piece(run, layer, index, int(item % m.kv_heads), first, std::min(b.width, first + rows));
     }

@@ -26,7 +26,7 @@ template <class T, class W>
 struct Forward : Run<T, W> {
     typedef Run<T, W> Base;
     using Base::m, Base::b, Base::x, Base::normal, Base::qkv, Base::input, Base::activated;
-    using Base::Base, Base::packed, Base::share;
+    using Base::tall, Base::Base, Base::packed, Base::share;
 
     // Shared out by rows; in int8, where numbers of all rows enter products side by side and it takes longer, by columns,
     // so that no two threads write to the same lines of the processor's cache.
@@ -55,24 +55,39 @@ struct Forward : Run<T, W> {
         }
     }
 
-    // Panel p of a layer times a block of rows.
-    static void panel_of(const Linear& linear, int64_t p, const typename Panel<W>::Input* x, int rows, Floats* sums) {
-        panel_times(static_cast<const W*>(linear.weight) + p * Panel<W>::stride(linear.k), x, rows, int(linear.k), sums);
+    static const W* panel(const Linear& linear, int64_t p) {
+        return static_cast<const W*>(linear.weight) + p * Panel<W>::stride(linear.k);
+    }
+
+    // Two panels of as many inputs times a block of rows; sums [2][rows][PARTS].
+    void two_panels(const W* first, const W* second, const typename Panel<W>::Input* x, int rows, int64_t k, Floats* sums) {
+        if constexpr (Panel<W>::TALL < ROWS) {
+            if (tall < ROWS) return panels_times<W, 2, Panel<W>::TALL>({first, second}, x, rows, int(k), sums);
+        }
+        panels_times<W, 1>({first}, x, rows, int(k), sums);
+        panels_times<W, 1>({second}, x, rows, int(k), sums + rows * PARTS);
     }
 
     // y[row, n] (=, +=) from[row] . weight[n] + bias[n]; the panels are shared out among the threads.
     template <Store HOW>
     void product(const Linear& linear, const Packed<W>& from, int64_t first_row, float* y) {
-        const auto [first, last] = share((linear.n + PANEL - 1) / PANEL);
-        Floats sums[ROWS * PARTS];
-        for (int64_t p = first; p < last; p++) {
-            const int count = int(std::min<int64_t>(PANEL, linear.n - p * PANEL));
-            const float* bias = linear.bias ? linear.bias + p * PANEL : nullptr;
-            for (int64_t r = first_row / ROWS * ROWS; r < b.width; r += ROWS) {
-                const int some = int(std::min<int64_t>(ROWS, b.width - r)), skip = int(std::max<int64_t>(0, first_row - r));
-                panel_of(linear, p, from.block(r), some, sums);
-                float* to = y + (r + skip - first_row) * linear.n + p * PANEL;
-                store<HOW>(sums + skip * PARTS, some - skip, bias, to, linear.n, count);
+        const int64_t panels = (linear.n + PANEL - 1) / PANEL, together = tall < ROWS ? 2 : 1;
+        const auto [first, last] = share((panels + together - 1) / together);
+        Floats sums[2 * ROWS * PARTS];
+        for (int64_t p = first * together; p < last * together; p += together) {
+            const int64_t end = std::min(panels, p + together);
+            for (int64_t r = first_row / tall * tall; r < b.width; r += tall) {
+                const int some = int(std::min(tall, b.width - r)), skip = int(std::max<int64_t>(0, first_row - r));
+                if (end == p + 2)
+                    two_panels(panel(linear, p), panel(linear, p + 1), from.block(r), some, linear.k, sums);
+                else
+                    panels_times<W, 1>({panel(linear, p)}, from.block(r), some, int(linear.k), sums);
+                for (int64_t q = p; q < end; q++) {
+                    const int count = int(std::min<int64_t>(PANEL, linear.n - q * PANEL));
+                    const float* bias = linear.bias ? linear.bias + q * PANEL : nullptr;
+                    float* to = y + (r + skip - first_row) * linear.n + q * PANEL;
+                    store<HOW>(sums + ((q - p) * some + skip) * PARTS, some - skip, bias, to, linear.n, count);
+                }
             }
         }
     }
@@ -81,12 +96,12 @@ struct Forward : Run<T, W> {
     void gate_and_up(const Layer& layer, int64_t start) {
         const auto [first, last] = share(m.intermediate / PANEL);
         const Packed<W> from = packed(input, m.hidden), to = packed(activated, m.intermediate);
-        Floats gates[ROWS * PARTS], ups[ROWS * PARTS];
+        Floats sums[2 * ROWS * PARTS];
         for (int64_t p = first; p < last; p++) {
-            for (int64_t r = start; r < b.width; r += ROWS) {
-                const int some = int(std::min<int64_t>(ROWS, b.width - r));
-                panel_of(layer.gate, p, from.block(r), some, gates);
-                panel_of(layer.up, p, from.block(r), some, ups);
+            for (int64_t r = start; r < b.width; r += tall) {
+                const int some = int(std::min(tall, b.width - r));
+                two_panels(panel(layer.gate, p), panel(layer.up, p), from.block(r), some, layer.gate.k, sums);
+                const Floats *gates = sums, *ups = sums + some * PARTS;
                 for (int i = 0; i < some * PARTS; i++) {
                     const int64_t at = p * PANEL + i % PARTS * LANES;
                     const Floats g = gates[i] + (layer.gate.bias ? load<Floats>(layer.gate.bias + at) : Floats{});
@@ -114,7 +129,7 @@ struct Forward : Run<T, W> {
 #pragma omp barrier
         for (int index = 0; index < m.num_layers; index++) {
             const Layer& layer = m.layers[index];
-            const int64_t start = index + 1 < m.num_layers ? 0 : b.first_row / ROWS * ROWS;
+            const int64_t start = index + 1 < m.num_layers ? 0 : b.first_row / tall * tall;
             float* rows = x + start * m.hidden;
             normalise(layer.input_norm, 0);
 #pragma omp barrier
@@ -135,7 +150,7 @@ struct Forward : Run<T, W> {
             product<Store::ADD>(layer.down, packed(activated, m.intermediate), start, rows);
 #pragma omp barrier
         }
-        normalise(m.norm, b.first_row / ROWS * ROWS);
+        normalise(m.norm, b.first_row / tall * tall);
 #pragma omp barrier
         const auto [from, to] = share((b.width - b.first_row) * m.hidden);
         const float* wanted = normal + b.first_row * m.hidden;

@@ -50,7 +50,7 @@ struct Packed<int8_t> {
     static constexpr bool IN_BLOCKS = true;
     static constexpr int64_t BLOCK_BYTES = BLOCK * sizeof(Whole) + sizeof(float) + sizeof(int32_t);  // of one row
     float* data;
-    int64_t rows, k;
+    int64_t rows, k, tall;
 
     static int64_t padded(int64_t k) { return k; }
     static int64_t blocks(int64_t k) { return (k + BLOCK - 1) / BLOCK; }
@@ -63,7 +63,7 @@ struct Packed<int8_t> {
     }
 
     void enter(int64_t row, int64_t from, int64_t end) const {  // the row's blocks from ``from`` to ``end``
-        const int64_t first = row / ROWS * ROWS, some = std::min<int64_t>(ROWS, rows - first), r = row - first;
+        const int64_t first = row / tall * tall, some = std::min(tall, rows - first), r = row - first;
         char* to = block(first) + from * some * BLOCK_BYTES;
         for (int64_t at = from * BLOCK; at < std::min(k, end * BLOCK); at += BLOCK, to += some * BLOCK_BYTES) {
             Floats values[BLOCK / LANES], highest{};
@@ -99,11 +99,13 @@ template <>
 struct Panel<int8_t> {
     static constexpr int64_t SCALE_BYTES = PANEL * sizeof(bf16), BLOCK_BYTES = SCALE_BYTES + PANEL * BLOCK;
     typedef char Input;
+    static constexpr int TALL = ROWS;  // two panels would need twice the registers that there are
 
     static int64_t stride(int64_t k) { return k / BLOCK * BLOCK_BYTES; }
 
     template <int R>
-    static inline void rows(const int8_t* panel, const char* x, int k, Floats* sums) {
+    static inline void rows(const int8_t* const (&panels)[1], const char* x, int k, Floats* sums) {
+        const int8_t* panel = panels[0];
         Floats sum[R][PARTS];
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++)

@@ -128,7 +128,56 @@ inline Floats load_some(const float* at, int64_t count) {
     return value;
 }
 
-inline Floats exponential(Floats x) {  // 2^n times a polynomial on [-ln2/2, ln2/2], relative error below 1e-6
+// Word j of vector i to word i of vector j.
+inline void transpose(Floats (&rows)[LANES]) {
+#if defined(__AVX512F__)
+    __m512 pairs[16], quads[16];
+    for (int i = 0; i < 16; i += 2) {
+        pairs[i] = _mm512_unpacklo_ps((__m512)rows[i], (__m512)rows[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_ps((__m512)rows[i], (__m512)rows[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int half = 0; half < 2; half++) {
+            const __m512d low = (__m512d)pairs[i + half], high = (__m512d)pairs[i + 2 + half];
+            quads[i + 2 * half] = (__m512)_mm512_unpacklo_pd(low, high);
+            quads[i + 2 * half + 1] = (__m512)_mm512_unpackhi_pd(low, high);
+        }
+    for (int i = 0; i < 4; i++) {  // quads[4 g + i]: words i, 4 + i, 8 + i and 12 + i of rows 4 g to 4 g + 3
+        const __m512 low = _mm512_shuffle_f32x4(quads[i], quads[4 + i], 0x88), low_odd = _mm512_shuffle_f32x4(quads[i], quads[4 + i], 0xdd);
+        const __m512 high = _mm512_shuffle_f32x4(quads[8 + i], quads[12 + i], 0x88),
+                     high_odd = _mm512_shuffle_f32x4(quads[8 + i], quads[12 + i], 0xdd);
+        rows[i] = (Floats)_mm512_shuffle_f32x4(low, high, 0x88);
+        rows[8 + i] = (Floats)_mm512_shuffle_f32x4(low, high, 0xdd);
+        rows[4 + i] = (Floats)_mm512_shuffle_f32x4(low_odd, high_odd, 0x88);
+        rows[12 + i] = (Floats)_mm512_shuffle_f32x4(low_odd, high_odd, 0xdd);
+    }
+#elif defined(__AVX__)
+    __m256 pairs[8], quads[8];
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_ps((__m256)rows[i], (__m256)rows[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_ps((__m256)rows[i], (__m256)rows[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int half = 0; half < 2; half++) {
+            const __m256d low = (__m256d)pairs[i + half], high = (__m256d)pairs[i + 2 + half];
+            quads[i + 2 * half] = (__m256)_mm256_unpacklo_pd(low, high);
+            quads[i + 2 * half + 1] = (__m256)_mm256_unpackhi_pd(low, high);
+        }
+    for (int i = 0; i < 4; i++) {  // quads[4 g + i]: words i and 4 + i of rows 4 g to 4 g + 3
+        rows[i] = (Floats)_mm256_permute2f128_ps(quads[i], quads[4 + i], 0x20);
+        rows[4 + i] = (Floats)_mm256_permute2f128_ps(quads[i], quads[4 + i], 0x31);
+    }
+#else
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < i; j++) {
+            const float word = rows[i][j];
+            rows[i][j] = rows[j][i];
+            rows[j][i] = word;
+        }
+#endif
+}
+
+__attribute__((always_inline)) inline Floats exponential(Floats x) {  // 2^n times a polynomial on [-ln2/2, ln2/2], relative error below 1e-6
     x = x < -87.0f ? Floats{} - 87.0f : x;
     x = x > 88.0f ? Floats{} + 88.0f : x;  // above 88.4, n + 127 is no exponent of a number any more
     const Ints n = __builtin_convertvector(x * 1.44269504f + (x < 0 ? Floats{} - 0.5f : Floats{} + 0.5f), Ints);

@@ -88,7 +88,7 @@ template <class T, class E>
 struct Run {
     const Model& m;
     const Batch& b;
-    int64_t qkv_width;
+    int64_t qkv_width, tall;   // tall: rows of a block that enters products
     float *x, *normal, *qkv;   // [w, hidden], [w, hidden], [w, qkv_width]
     typedef typename Packed<E>::Input Input;
     Input *input, *activated;  // packed rows: what enters the next product
@@ -96,6 +96,7 @@ struct Run {
 
     Run(const Model& model, const Batch& batch) : m(model), b(batch) {
         qkv_width = (m.heads + 2 * m.kv_heads) * m.head_dim;
+        tall = b.width > ROWS ? Panel<E>::TALL : ROWS;
         x = b.scratch;
         normal = x + b.width * m.hidden;
         qkv = normal + b.width * m.hidden;
@@ -123,7 +124,7 @@ struct Run {
         return {count * thread / threads, count * (thread + 1) / threads};
     }
 
-    Packed<E> packed(Input* data, int64_t k) const { return {data, b.width, Packed<E>::padded(k)}; }
+    Packed<E> packed(Input* data, int64_t k) const { return {data, b.width, Packed<E>::padded(k), tall}; }
 };
 
 inline float inverse_rms(const float* row, int64_t n, float eps) {

@@ -1,4 +1,4 @@
-// The one product that everything here is made of: a panel of 16 outputs times a block of rows.
+// The one product that everything here is made of: a panel of 16 outputs, or two of them, times a block of rows.
 
 #pragma once
 
@@ -6,13 +6,13 @@
 
 namespace {
 
-// Rows enter products in blocks of up to ROWS, laid out as [k / pair][rows of the block][pair]: what one multiply-add
+// Rows enter products in blocks of up to ``tall``, laid out as [k / pair][rows of the block][pair]: what one multiply-add
 // takes of each row then lies side by side. The block that starts at row r begins at r * k.
 template <class T>
 struct Packed {
     typedef typename Product<T>::Input Input;
     Input* data;
-    int64_t rows, k;
+    int64_t rows, k, tall;
 
     static constexpr bool IN_BLOCKS = false;  // numbers enter one by one
 
@@ -23,60 +23,71 @@ struct Packed {
     // Write values[0..count) of one row from column ``at`` on, a multiple of the pair; beyond the last comes a zero.
     void write(int64_t row, int64_t at, const float* values, int64_t count) const {
         constexpr int PAIR = Product<T>::PAIR;
-        const int64_t first = row / ROWS * ROWS, some = std::min<int64_t>(ROWS, rows - first);
+        const int64_t first = row / tall * tall, some = std::min(tall, rows - first);
         Input* to = data + first * k + at * some + (row - first) * PAIR;
         Input lanes[LANES];
-        for (int64_t i = 0; i < count; i += LANES) {
-            const int64_t here = std::min<int64_t>(LANES, count - i);
-            Product<T>::enter(load_some(values + i, here), lanes);
-            for (int64_t j = 0; j < here; j += PAIR, to += some * PAIR) std::memcpy(to, lanes + j, sizeof(Input) * PAIR);
+        int64_t i = 0;
+        for (; i + LANES <= count; i += LANES) {
+            Product<T>::enter(load<Floats>(values + i), lanes);
+#pragma GCC unroll 16
+            for (int j = 0; j < LANES; j += PAIR) std::memcpy(to + j / PAIR * some * PAIR, lanes + j, sizeof(Input) * PAIR);
+            to += LANES * some;
         }
+        if (i == count) return;
+        Product<T>::enter(load_some(values + i, count - i), lanes);
+        for (int j = 0; j < count - i; j += PAIR, to += some * PAIR) std::memcpy(to, lanes + j, sizeof(Input) * PAIR);
     }
 };
 
 constexpr int AHEAD = 4096;  // bytes of weights that are asked for before they are needed; measured
 
-template <class W, int R, int STEP>
-inline void panel_step(const W* weights, const typename Product<W>::Input* x, Floats (&sum)[R][PARTS]) {
+// One multiply-add of P panels and R rows at a place of the inner dimension, ``at`` numbers into the panels.
+template <class W, int P, int R, int STEP>
+inline void panel_step(const W* const (&panels)[P], int64_t at, const typename Product<W>::Input* x, Floats (&sum)[R][P * PARTS]) {
     constexpr int PAIR = Product<W>::PAIR;
-    typename Product<W>::Lanes lanes[PARTS];
+    typename Product<W>::Lanes lanes[P * PARTS];
 #pragma GCC unroll 4
-    for (int part = 0; part < PARTS; part++)
-        lanes[part] = Product<W>::template lanes<STEP>(weights + part * LANES * PAIR);
+    for (int part = 0; part < P * PARTS; part++)
+        lanes[part] = Product<W>::template lanes<STEP>(panels[part / PARTS] + at + part % PARTS * LANES * PAIR);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int part = 0; part < PARTS; part++)
+        for (int part = 0; part < P * PARTS; part++)
             sum[r][part] = Product<W>::add(sum[r][part], lanes[part], x + r * PAIR + STEP);
 }
 
-// One panel of weights times a block of R rows: sums [R][PARTS].
+// P panels of weights times a block of R rows: sums [P][R][PARTS]. A sum's bits depend neither on P nor on R.
 template <class W>
 struct Panel {
     typedef typename Product<W>::Input Input;
+    // Of a batch of more than ROWS rows, a block has fewer of them and two panels are taken at once where each is one
+    // vector: a number of a row then serves two multiply-adds, and it is the loads that they wait for. Measured: 1.4 times
+    // as fast.
+    static constexpr int TALL = PARTS == 1 && REGISTERS == 32 ? 12 : ROWS;
 
     static int64_t stride(int64_t k) { return PANEL * k; }  // weights from one panel to the next
 
-    template <int R>
-    static inline void rows(const W* panel, const Input* x, int k, Floats* sums) {
+    template <int R, int P>
+    static inline void rows(const W* const (&panels)[P], const Input* x, int k, Floats* sums) {
         constexpr int PAIR = Product<W>::PAIR;
-        Floats sum[R][PARTS];
+        Floats sum[R][P * PARTS];
         for (int r = 0; r < R; r++)
-            for (int part = 0; part < PARTS; part++) sum[r][part] = Floats{};
+            for (int part = 0; part < P * PARTS; part++) sum[r][part] = Floats{};
         for (int i = 0; i < k; i += PAIR) {
-            if (R > 3) __builtin_prefetch(reinterpret_cast<const char*>(panel + i * PANEL) + AHEAD);
-            panel_step<W, R, 0>(panel + i * PANEL, x + i * R, sum);
-            if constexpr (Product<W>::STEPS == 2) panel_step<W, R, 1>(panel + i * PANEL, x + i * R, sum);
+            if (R > 3)
+                for (int p = 0; p < P; p++) __builtin_prefetch(reinterpret_cast<const char*>(panels[p] + i * PANEL) + AHEAD);
+            panel_step<W, P, R, 0>(panels, i * PANEL, x + i * R, sum);
+            if constexpr (Product<W>::STEPS == 2) panel_step<W, P, R, 1>(panels, i * PANEL, x + i * R, sum);
         }
         for (int r = 0; r < R; r++)
-            for (int part = 0; part < PARTS; part++) sums[r * PARTS + part] = sum[r][part];
+            for (int part = 0; part < P * PARTS; part++) sums[(part / PARTS * R + r) * PARTS + part % PARTS] = sum[r][part];
     }
 };
 
-template <class W, int R = ROWS>
-inline void panel_times(const W* panel, const typename Panel<W>::Input* x, int rows, int k, Floats* sums) {
-    if (rows == R) return Panel<W>::template rows<R>(panel, x, k, sums);
-    if constexpr (R > 1) panel_times<W, R - 1>(panel, x, rows, k, sums);
+template <class W, int P, int R = ROWS>
+inline void panels_times(const W* const (&panels)[P], const typename Panel<W>::Input* x, int rows, int k, Floats* sums) {
+    if (rows == R) return Panel<W>::template rows<R>(panels, x, k, sums);
+    if constexpr (R > 1) panels_times<W, P, R - 1>(panels, x, rows, k, sums);
 }
 
 // Rows of sums to rows of floats: y[row][n0..n0+count) = sum (+ bias) (+ what is there).
