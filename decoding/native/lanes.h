@@ -143,9 +143,10 @@ inline void transpose(Floats (&rows)[LANES]) {
             quads[i + 2 * half + 1] = (__m512)_mm512_unpackhi_pd(low, high);
         }
     for (int i = 0; i < 4; i++) {  // quads[4 g + i]: words i, 4 + i, 8 + i and 12 + i of rows 4 g to 4 g + 3
-        const __m512 low = _mm512_shuffle_f32x4(quads[i], quads[4 + i], 0x88), low_odd = _mm512_shuffle_f32x4(quads[i], quads[4 + i], 0xdd);
-        const __m512 high = _mm512_shuffle_f32x4(quads[8 + i], quads[12 + i], 0x88),
-                     high_odd = _mm512_shuffle_f32x4(quads[8 + i], quads[12 + i], 0xdd);
+        const __m512 low = _mm512_shuffle_f32x4(quads[i], quads[4 + i], 0x88);
+        const __m512 high = _mm512_shuffle_f32x4(quads[8 + i], quads[12 + i], 0x88);
+        const __m512 low_odd = _mm512_shuffle_f32x4(quads[i], quads[4 + i], 0xdd);
+        const __m512 high_odd = _mm512_shuffle_f32x4(quads[8 + i], quads[12 + i], 0xdd);
         rows[i] = (Floats)_mm512_shuffle_f32x4(low, high, 0x88);
         rows[8 + i] = (Floats)_mm512_shuffle_f32x4(low, high, 0xdd);
         rows[4 + i] = (Floats)_mm512_shuffle_f32x4(low_odd, high_odd, 0x88);

@@ -43,7 +43,8 @@ constexpr int AHEAD = 4096;  // bytes of weights that are asked for before they 
 
 // One multiply-add of P panels and R rows at a place of the inner dimension, ``at`` numbers into the panels.
 template <class W, int P, int R, int STEP>
-inline void panel_step(const W* const (&panels)[P], int64_t at, const typename Product<W>::Input* x, Floats (&sum)[R][P * PARTS]) {
+inline void panel_step(const W* const (&panels)[P], int64_t at, const typename Product<W>::Input* x,
+                       Floats (&sum)[R][P * PARTS]) {
     constexpr int PAIR = Product<W>::PAIR;
     typename Product<W>::Lanes lanes[P * PARTS];
 #pragma GCC unroll 4
@@ -75,12 +76,13 @@ struct Panel {
             for (int part = 0; part < P * PARTS; part++) sum[r][part] = Floats{};
         for (int i = 0; i < k; i += PAIR) {
             if (R > 3)
-                for (int p = 0; p < P; p++) __builtin_prefetch(reinterpret_cast<const char*>(panels[p] + i * PANEL) + AHEAD);
+                for (const W* panel : panels) __builtin_prefetch(reinterpret_cast<const char*>(panel + i * PANEL) + AHEAD);
             panel_step<W, P, R, 0>(panels, i * PANEL, x + i * R, sum);
             if constexpr (Product<W>::STEPS == 2) panel_step<W, P, R, 1>(panels, i * PANEL, x + i * R, sum);
         }
         for (int r = 0; r < R; r++)
-            for (int part = 0; part < P * PARTS; part++) sums[(part / PARTS * R + r) * PARTS + part % PARTS] = sum[r][part];
+            for (int part = 0; part < P * PARTS; part++)
+                sums[(part / PARTS * R + r) * PARTS + part % PARTS] = sum[r][part];
     }
 };
 
