@@ -46,6 +46,9 @@ class HeadsRecord:
         shortlist: token id of each output row.
         top_accuracies: ``[k][i]``, share of held-out tokens that choice i of head k names; empty if never measured.
         tree: the tree fitted to them, nodes as paths of choice ranks in order of falling chance; empty if none.
+        chain_tokens_per_step: of greedy decoding on held-out text, each head's likeliest token as a chain; None if
+            never measured.
+        tree_tokens_per_step: the same with a dynamic tree of 15 nodes.
     """
 
     num_heads: int
@@ -53,6 +56,8 @@ class HeadsRecord:
     shortlist: tuple[int, ...]
     top_accuracies: tuple[tuple[float, ...], ...] = ()
     tree: tuple[tuple[int, ...], ...] = ()
+    chain_tokens_per_step: float | None = None
+    tree_tokens_per_step: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or not self.shortlist or len(set(self.shortlist)) != len(self.shortlist):

@@ -18,6 +18,8 @@ from decoding import CandidateTree, Drafter, Verdict
 from decoding.verify import greedy_path
 from pipeline.heads_states import IGNORED, Pair
 
+TREE_NODES = 15  # of the trees that heads and mixers are measured with
+
 
 def contexts_of(pairs: Sequence[Pair], num_context: int, rows: Int[Tensor, " v"]) -> Int[Tensor, "n c"]:
     """Return the last tokens before each of :func:`pipeline.heads_states.labels_of`'s labels, as shortlist rows.

@@ -5,7 +5,8 @@ Since the target does not change, its last hidden states over the text are had o
 trained: head k on the token k + 2 places after the state, with cross-entropy weighted 0.8^k (Cai et al.
 2024, section 2.2.1). Only tokens that the target generated are learned, and only the most frequent ones have output
 rows; those start from the target's own head. What is measured on the validation part, how often choice i of head k is
-right, goes into ``heads.json`` together with the tree fitted to it. By hand::
+right, goes into ``heads.json`` together with the tree fitted to it, and the tokens a step that a chain and a tree of 15
+nodes would have there, as ``pipeline.train_mixer`` has them of a mixer. By hand::
 
     python -m pipeline.train_heads --model results/models/smollm2-135m \
         --text results/parts/smollm2-135m/default/text.jsonl --output results/parts/smollm2-135m/default/heads
@@ -29,11 +30,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, set_seed
 
-from baselines.medusa_heads import HeadsRecord, MedusaHeads, rows_of, save_heads
-from baselines.medusa_tree import fit_paths
+from baselines.medusa import MedusaDrafter
+from baselines.medusa_heads import DecodingHeads, HeadsRecord, MedusaHeads, rows_of, save_heads
+from baselines.medusa_tree import fit_paths, shape_of
 from pipeline.errors import UserError, command
 from pipeline.files import atomic_path, sha256_of, sha256_of_all
 from pipeline.heads_states import IGNORED, Pair, States, choose_shortlist, kept_or_read, labels_of, read_text
+from pipeline.mixer_data import TREE_NODES, replay
 from pipeline.prepare import check_source
 from pipeline.states_training import fit, run_rule
 from pipeline.training_work import prepared_work, publish, write_loss_curve
@@ -93,6 +96,19 @@ def measure(
     return [[round(share, 5) for share in row] for row in (hits / counts[:, None]).tolist()]
 
 
+def steps_of(
+    heads: MedusaHeads, pairs: list[Pair], hidden: Float[Tensor, "n d"], shortlist: list[int]
+) -> dict[str, float]:
+    """Return the tokens a step of a chain and of a tree on held-out text, under the record's names."""
+    decoding = DecodingHeads(heads, torch.bfloat16, torch.device("cpu"))
+    chain = MedusaDrafter(decoding, shortlist, shape=shape_of([(0,) * n for n in range(1, heads.num_heads + 1)]))
+    tree = MedusaDrafter(decoding, shortlist, TREE_NODES)
+    return {
+        "chain_tokens_per_step": round(replay(chain, pairs, hidden), 4),
+        "tree_tokens_per_step": round(replay(tree, pairs, hidden), 4),
+    }
+
+
 def description(settings: Settings, model_dir: Path, text: Path) -> dict[str, Any]:
     """Return all that the heads depend on: a run that was killed is gone on with only if it was the same."""
     weights = sha256_of_all(model_dir.glob("*.safetensors"))
@@ -149,11 +165,11 @@ def train_heads(model_dir: Path, text: Path, output: Path, settings: Settings) -
     heads.bfloat16()  # what they are decoded in, and half the file
     accuracies = measure(heads, target["validation"], tokens, shortlist)
     tree = fit_paths(accuracies, MOST_NODES)
-    record = HeadsRecord(
-        settings.num_heads, target["head"].shape[1], tuple(shortlist), tuple(map(tuple, accuracies)), tuple(tree)
-    )
+    steps = steps_of(heads, pairs["validation"], target["validation"], shortlist)
+    width, shares = target["head"].shape[1], tuple(map(tuple, accuracies))
+    record = HeadsRecord(settings.num_heads, width, tuple(shortlist), shares, tuple(tree), **steps)
     finish(work, output, heads, record, curve)
-    say(f"top-1 accuracies {', '.join(f'{row[0]:.3f}' for row in accuracies)}; the heads are in {output}")
+    say(f"{record.tree_tokens_per_step} tokens a step as a tree; the heads are in {output}")
 
 
 def finish(work: Path, output: Path, heads: MedusaHeads, record: HeadsRecord, curve: list[dict[str, Any]]) -> None:

@@ -31,7 +31,7 @@ from baselines.medusa_heads import rows_of
 from pipeline.errors import UserError, command
 from pipeline.files import atomic_write, sha256_of, sha256_of_all
 from pipeline.heads_states import IGNORED, Pair, States, choose_shortlist, labels_of, read_text
-from pipeline.mixer_data import contexts_of, replay
+from pipeline.mixer_data import TREE_NODES, contexts_of, replay
 from pipeline.prepare import check_source
 from pipeline.states_training import fit, run_rule
 from pipeline.train_heads import read_target
@@ -42,7 +42,6 @@ from shuffle.fasterdecodemixer.guesses import DecodingMixer
 from shuffle.fasterdecodemixer.model import FasterDecodeMixer
 
 SAVE_STEPS = 200  # between checkpoints
-TREE_NODES = 15  # of the tree that is measured
 
 
 @dataclass(frozen=True)

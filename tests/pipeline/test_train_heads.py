@@ -144,6 +144,29 @@ def test_trained_heads_guess_what_the_target_says(trained: Path, model_dir: Path
     assert emitted / steps > 1.5
 
 
+def test_tokens_a_step_are_those_of_walking_along_the_held_out_text(trained: Path, model_dir: Path, text: Path) -> None:
+    heads, record = load_heads(trained)
+    pairs = read_text(text)["validation"]
+    states = hidden_states(save_model(model_dir).bfloat16(), pairs)
+    emitted = steps = start = 0
+    for _, output in pairs:
+        i = 0
+        while i < len(output) - 1:
+            with torch.no_grad():
+                guesses = heads.bfloat16()(states[start + i : start + i + 1])[:, 0].argmax(-1)
+            right = 0
+            for guess in guesses.tolist():
+                if i + 1 + right == len(output) or record.shortlist[guess] != output[i + 1 + right]:
+                    break
+                right += 1
+            gained = min(right + 1, len(output) - 1 - i)
+            emitted, steps, i = emitted + gained, steps + 1, i + gained
+        start += len(output) - 1
+    assert record.chain_tokens_per_step == pytest.approx(emitted / steps, abs=1e-4)
+    assert record.tree_tokens_per_step is not None
+    assert 1.2 < record.chain_tokens_per_step <= record.tree_tokens_per_step <= 4
+
+
 class KilledError(Exception):
     """Stands for the end of a process."""
 
