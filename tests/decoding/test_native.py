@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -147,26 +148,29 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path, monkeypatch: pytes
         torch.set_num_threads(threads)
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86")
-@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "x86-64-v4"])
-def test_narrower_vectors_give_the_same_model_and_rows_that_stand_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
-) -> None:
-    """Vectors of 4 and 8 floats, and of 16 without products in int8; what the machine has is what all others use."""
-    needed = {"x86-64": set(), "x86-64-v3": {"avx2", "fma"}, "x86-64-v4": {"avx512bw", "avx512vl"}}[level]
+@pytest.fixture(params=["x86-64", "x86-64-v3", "x86-64-v4"])
+def level(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An engine for vectors of 4 or 8 floats, or of 16 without products in int8, in place of this machine's own."""
+    if platform.machine() != "x86_64":
+        pytest.skip("instruction sets of x86")
+    chosen = str(request.param)
+    needed = {"x86-64": set(), "x86-64-v3": {"avx2", "fma"}, "x86-64-v4": {"avx512bw", "avx512vl"}}[chosen]
     if not needed <= set(Path("/proc/cpuinfo").read_text().split()):
         pytest.skip(f"this processor has not {' and '.join(sorted(needed))}")
-    monkeypatch.setattr(build, "FLAGS", tuple(f"-march={level}" if "-march" in flag else flag for flag in build.FLAGS))
+    monkeypatch.setattr(build, "FLAGS", tuple(f"-march={chosen}" if "-march" in flag else flag for flag in build.FLAGS))
     monkeypatch.setenv("HOME", str(tmp_path))
     build.attempt.cache_clear()
-    try:
-        for kind in ("llama", "qwen3"):
-            test_gives_what_transformers_gives(tmp_path / kind, kind)
-        for kind in KINDS:
-            test_a_node_of_any_tree_has_the_bits_of_the_same_token_read_alone(tmp_path / kind, "llama", kind, 37)
-    finally:
-        build.attempt.cache_clear()
+    yield chosen
+    build.attempt.cache_clear()
     assert list((tmp_path / ".cache" / "shufflebench").glob("*.so"))
+
+
+@pytest.mark.usefixtures("level")
+def test_narrower_vectors_give_the_same_model_and_rows_that_stand_alone(tmp_path: Path) -> None:
+    for kind in ("llama", "qwen3"):
+        test_gives_what_transformers_gives(tmp_path / kind, kind)
+    for kind in KINDS:
+        test_a_node_of_any_tree_has_the_bits_of_the_same_token_read_alone(tmp_path / kind, "llama", kind, 37)
 
 
 def test_bfloat16_is_as_close_to_float32_as_torchs_own(tmp_path: Path) -> None:

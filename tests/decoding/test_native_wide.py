@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import random
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from decoding import CandidateTree
-from decoding.native import build
-from tests.decoding.test_native import KINDS, load
+from tests.decoding.test_native import KINDS, level, load  # noqa: F401 (level: a fixture)
 from tests.decoding.tiny import SHAPE, logits_of
 
 GENERATOR = random.Random(11)
@@ -73,20 +71,10 @@ def test_a_token_of_each_of_several_long_texts_has_the_bits_of_each_text_alone(t
     assert torch.equal(target.read_each(caches, range(3, 22)).logits, torch.stack(alone))
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86")
-@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "x86-64-v4"])
-def test_narrower_vectors_read_a_long_prompt_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str) -> None:
-    needed = {"x86-64": set(), "x86-64-v3": {"avx2", "fma"}, "x86-64-v4": {"avx512bw", "avx512vl"}}[level]
-    if not needed <= set(Path("/proc/cpuinfo").read_text().split()):
-        pytest.skip(f"this processor has not {' and '.join(sorted(needed))}")
-    monkeypatch.setattr(build, "FLAGS", tuple(f"-march={level}" if "-march" in flag else flag for flag in build.FLAGS))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    build.attempt.cache_clear()
-    try:
-        for head_dim in HEAD_DIMS:
-            test_a_long_prompt_gives_what_transformers_gives(tmp_path / str(head_dim), head_dim)
-            for kind in KINDS:
-                folder = tmp_path / f"{head_dim}-{kind}"
-                test_a_long_prompt_has_the_bits_of_reading_one_token_after_the_other(folder, head_dim, kind)
-    finally:
-        build.attempt.cache_clear()
+@pytest.mark.usefixtures("level")
+def test_narrower_vectors_read_a_long_prompt_too(tmp_path: Path) -> None:
+    for head_dim in HEAD_DIMS:
+        test_a_long_prompt_gives_what_transformers_gives(tmp_path / str(head_dim), head_dim)
+        for kind in KINDS:
+            folder = tmp_path / f"{head_dim}-{kind}"
+            test_a_long_prompt_has_the_bits_of_reading_one_token_after_the_other(folder, head_dim, kind)
