@@ -7,7 +7,7 @@ again. It is the engine that cells run on, and the numbers are those of reading 
 but for near-ties: what is learned is what will be drafted for. Example::
 
     target = shared_model(Path("results/models/smollm2-135m"))
-    ids = answer(target, [Job((1, 5, 9), ending)], Draw(0.0, 1.0), torch.Generator())[0].ids
+    ids = answer(target, [Job((1, 5, 9), ending)])[0].ids
 """
 
 from __future__ import annotations
@@ -38,10 +38,14 @@ NUCLEUS_WITHIN = 256
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt and when its answer ends."""
+    """A prompt, when its answer ends, and what draws its tokens: one generator for all jobs, or each its own.
+
+    With its own, what is drawn does not depend on which other jobs there are.
+    """
 
     prompt_ids: tuple[int, ...]
     ending: Ending
+    generator: torch.Generator | None = None
 
 
 class Answer(NamedTuple):
@@ -79,20 +83,28 @@ def shared_model(folder: Path) -> TargetModel:
     return TargetModel.from_pretrained(folder, dtype=torch.bfloat16, device=device, devices=cards)
 
 
-def choose(logits: Float[Tensor, "rows vocabulary"], draw: Draw, generator: torch.Generator | None) -> list[int]:
+def choose(
+    logits: Float[Tensor, "rows vocabulary"], draw: Draw, generators: Sequence[torch.Generator | None]
+) -> list[int]:
     """Return the next token of each row: the likeliest, or one drawn from the nucleus (Holtzman et al. 2020)."""
     if draw.temperature == 0:
         return list(choices(logits))
     if draw.top_p == 1:
-        drawn = torch.multinomial((logits / draw.temperature).softmax(-1).cpu(), 1, generator=generator)
-        return [int(token) for token in drawn[:, 0]]
+        return _drawn((logits / draw.temperature).softmax(-1), generators)
     top = most_likely(logits / draw.temperature, NUCLEUS_WITHIN)
     probabilities = top.log_probabilities.exp()
     outside = probabilities.cumsum(-1) - probabilities >= draw.top_p
-    # On the host, where the generator draws.
-    drawn = torch.multinomial(probabilities.masked_fill(outside, 0.0).cpu(), 1, generator=generator)
-    ids: list[int] = top.ids.cpu().gather(-1, drawn)[:, 0].tolist()
+    drawn = torch.tensor(_drawn(probabilities.masked_fill(outside, 0.0), generators))
+    ids: list[int] = top.ids.cpu().gather(-1, drawn[:, None])[:, 0].tolist()
     return ids
+
+
+def _drawn(probabilities: Float[Tensor, "rows choices"], generators: Sequence[torch.Generator | None]) -> list[int]:
+    """Return a choice for each row; on the host, where the generators draw."""
+    rows, first = probabilities.cpu(), generators[0]
+    if all(generator is first for generator in generators):
+        return [int(choice) for choice in torch.multinomial(rows, 1, generator=first)[:, 0]]
+    return [int(torch.multinomial(row, 1, generator=own)) for row, own in zip(rows, generators, strict=True)]
 
 
 class Place:
@@ -136,23 +148,34 @@ def places_for(target: TargetModel, jobs: Sequence[Job]) -> list[Place]:
     return [Place(store) for store in target.new_caches(min(MOST_ROWS, len(jobs)), capacity)]
 
 
-@torch.inference_mode()
 def answer(
     target: TargetModel,
     jobs: Sequence[Job],
     draw: Draw = Draw(),
-    generator: torch.Generator | None = None,
     *,
     places: Sequence[Place] | None = None,
     with_states: bool = False,
 ) -> list[Answer]:
-    """Answer all ``jobs``, as many at a time as there are places; answers in the order of the jobs.
+    """Return the answers to ``jobs`` in their order; arguments as for :func:`answers_as_they_end`."""
+    found = dict(answers_as_they_end(target, jobs, draw, places=places, with_states=with_states))
+    return [found[number] for number in range(len(jobs))]
+
+
+@torch.inference_mode()
+def answers_as_they_end(
+    target: TargetModel,
+    jobs: Sequence[Job],
+    draw: Draw = Draw(),
+    *,
+    places: Sequence[Place] | None = None,
+    with_states: bool = False,
+) -> Iterator[tuple[int, Answer]]:
+    """Answer all ``jobs``, as many at a time as there are places; yield each answer, with its job's number, as it ends.
 
     Args:
         target: the model.
         jobs: prompts, and when their answers end.
         draw: how tokens are chosen.
-        generator: draws them.
         places: caches made before (:func:`places_for`), where making them is not to be timed. What they hold of an
             earlier call is not used.
         with_states: also return the hidden states.
@@ -160,32 +183,34 @@ def answer(
     rows = places_for(target, jobs) if places is None else places
     for row in rows:
         row.forget()
-    answers: dict[int, Answer] = {}
+    ended: list[tuple[int, Answer]] = []
     waiting = iter(enumerate(jobs))
     live: list[Place] = []
     free = list(rows)
-    for row, token, read_at in _begun_together(target, free, jobs, draw, generator):
+    for row, token, read_at in _begun_together(target, free, jobs, draw):
         next(waiting)
-        _place(row, token, read_at if with_states else None, jobs, answers, live, free)
+        _place(row, token, read_at if with_states else None, jobs, ended, live, free)
     while True:
         while free and (following := next(waiting, None)) is not None:
             number, job = following
             row = free.pop()
             first = row.begin(target, number, job.prompt_ids, rows)
             state = first.hidden[0] if with_states else None
-            _place(row, choose(first.logits, draw, generator)[0], state, jobs, answers, live, free)
+            _place(row, choose(first.logits, draw, [job.generator])[0], state, jobs, ended, live, free)
+        yield from ended
+        ended.clear()
         if not live:
-            return [answers[number] for number in range(len(jobs))]
+            return
         output = target.read_each([row.cache for row in live], [row.text[-1] for row in live])
-        tokens = choose(output.logits, draw, generator)
+        tokens = choose(output.logits, draw, [jobs[row.job].generator for row in live])
         before, live = live, []
         states = output.hidden if with_states else [None] * len(before)
         for row, token, state in zip(before, tokens, states, strict=True):
-            _place(row, token, state, jobs, answers, live, free)
+            _place(row, token, state, jobs, ended, live, free)
 
 
 def _begun_together(
-    target: TargetModel, free: list[Place], jobs: Sequence[Job], draw: Draw, generator: torch.Generator | None
+    target: TargetModel, free: list[Place], jobs: Sequence[Job], draw: Draw
 ) -> Iterator[tuple[Place, int, Float[Tensor, " d"]]]:
     """Take a place for each of the first jobs and read their prompts in one pass, where that is one; else take none.
 
@@ -206,7 +231,8 @@ def _begun_together(
     logits, hidden = found
     for number, (row, prompt) in enumerate(zip(taken, prompts, strict=True)):
         row.job, row.prompt, row.text, row.states = number, prompt, [], []
-    yield from zip(taken, choose(logits, draw, generator), hidden, strict=True)
+    tokens = choose(logits, draw, [job.generator for job in first])
+    yield from zip(taken, tokens, hidden, strict=True)
 
 
 def _place(
@@ -214,7 +240,7 @@ def _place(
     token: int,
     state: Float[Tensor, " d"] | None,
     jobs: Sequence[Job],
-    answers: dict[int, Answer],
+    ended: list[tuple[int, Answer]],
     live: list[Place],
     free: list[Place],
 ) -> None:
@@ -225,7 +251,7 @@ def _place(
     ending = jobs[row.job].ending
     cut = ending.check(row.text, len(row.text) - 1)
     if cut.ended or cut.kept == ending.max_new_tokens:
-        answers[row.job] = Answer(row.text, cut.ended, torch.stack(row.states) if row.states else None)
+        ended.append((row.job, Answer(row.text, cut.ended, torch.stack(row.states) if row.states else None)))
         free.append(row)
     else:
         live.append(row)

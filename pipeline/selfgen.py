@@ -3,7 +3,7 @@ r"""Rule: the target answers the training prompts; its answers are what a draft 
 A draft is only as good as its agreement with what the target would say at evaluation, so the text is the target's own
 (sequence-level distillation: Kim and Rush 2016; for drafting: Zhou et al. 2024), decoded as evaluation decodes, so
 greedily by default. Prompts are answered in batches of one source and like length until there are ``num_tokens``.
-Each batch is appended to a journal, so that a killed run goes on after its last whole batch, and a longer one after a
+Each answer is appended to a journal as it ends, so that a killed run goes on from there, and a longer one after a
 shorter one. A prompt whose hash says so (5 %) is for validation. By hand::
 
     python -m pipeline.selfgen --model results/models/smollm2-135m \
@@ -137,12 +137,16 @@ class Journal:
 def answered(
     model_dir: Path, todo: list[list[Row]], journal: Journal, temperature: float, seed: int
 ) -> Iterator[list[Row]]:
-    """Answer batch after batch, those in the journal from there."""
+    """Answer batch after batch, those in the journal from there.
+
+    The first texts of a batch are begun while the last ones of the batch before are written: else most of the time
+    would go into passes over the few longest texts of each batch.
+    """
     import torch
 
     from decoding.loading import end_tokens
     from decoding.stopping import Ending, StopStrings
-    from pipeline.batching import Draw, Job, answer, shared_model
+    from pipeline.batching import Draw, Job, answers_as_they_end, shared_model
     from pipeline.prepare import load_tokenizer
 
     tokenizer, config = load_tokenizer(model_dir)
@@ -151,27 +155,31 @@ def answered(
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids))
 
+    def job_of(row: Row) -> Job:
+        ending = Ending(row["max_new_tokens"], ends, StopStrings(decode, row["until"]))
+        # Its own generator: what is drawn depends on the prompt, and not on where a killed run goes on.
+        own_seed = int(hashlib.sha256(f"{seed} {_key(row)}".encode()).hexdigest()[:15], 16)
+        return Job(tuple(row["prompt_ids"]), ending, torch.Generator().manual_seed(own_seed))
+
     states = journal.path.parent / "states"
-    for number, batch in enumerate(todo):
-        missing = [row for row in batch if not (journal.answers_to(row) and states_file(states, _key(row)).is_file())]
-        if missing:
-            jobs = [
-                Job(
-                    tuple(row["prompt_ids"]),
-                    Ending(row["max_new_tokens"], ends, StopStrings(decode, row["until"])),
-                )
-                for row in missing
-            ]
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            found = answer(shared_model(model_dir), jobs, Draw(temperature), generator, with_states=True)
-            for row, text in zip(missing, found, strict=True):
-                save_states(states, _key(row), text.states)
-            journal.append(
-                [
-                    {"prompt": _key(row), **limits_of(row), "output_ids": text.ids, "finished": text.finished}
-                    for row, text in zip(missing, found, strict=True)
-                ]
-            )
+    missing = {
+        _key(row): row
+        for batch in todo
+        for row in batch
+        if not (journal.answers_to(row) and states_file(states, _key(row)).is_file())
+    }
+    keys, jobs = list(missing), [job_of(row) for row in missing.values()]
+    texts = answers_as_they_end(shared_model(model_dir), jobs, Draw(temperature), with_states=True) if jobs else None
+    for batch in todo:
+        left = missing.keys() & {_key(row) for row in batch}
+        while left:
+            assert texts is not None  # there are jobs
+            number, text = next(texts)
+            key = keys[number]
+            save_states(states, key, text.states)
+            answer = {"prompt": key, **limits_of(missing.pop(key))}
+            journal.append([answer | {"output_ids": text.ids, "finished": text.finished}])
+            left.discard(key)
         yield [
             {"source": row["source"], "split": split_of(row["prompt_ids"]), "prompt_ids": row["prompt_ids"]}
             | {name: journal.answers[_key(row)][name] for name in ("output_ids", "finished")}

@@ -172,8 +172,8 @@ def written_material(
         if len(found) >= count:
             break
         starts = forms.beginnings(origin, min(batch_size, max(8, count - len(found))), rng)
-        jobs = [Job(tuple(encode(tokenizer, prompt)), ending) for prompt, _ in starts]
-        written = answer(shared_model(model_dir), jobs, WRITING, generator)
+        jobs = [Job(tuple(encode(tokenizer, prompt)), ending, generator) for prompt, _ in starts]
+        written = answer(shared_model(model_dir), jobs, WRITING)
         for (_, start), tokens in zip(starts, written, strict=True):
             if text := cut_written(origin, start + decode(tokens.ids), str(tokenizer.eos_token or "\0")):
                 found.setdefault(text)

@@ -22,7 +22,7 @@ import torch
 from baselines.autoregressive import AutoregressiveDrafter
 from decoding import CandidateTree, Sampling, SpeculativeDecoder, StopStrings, TargetModel
 from decoding.stopping import Ending
-from pipeline.batching import Draw, Job, answer
+from pipeline.batching import Job, answer
 from pipeline.cell import CellSpec, run_cell
 from pipeline.clock import MemoryMeter, measure_limits
 from pipeline.methods import build_decoder, build_generator, build_peer
@@ -205,7 +205,7 @@ def test_many_texts_at_once_are_those_written_alone(folder: Path) -> None:
     target = on_device(folder)
     alone = SpeculativeDecoder(target, AutoregressiveDrafter(), Sampling())
     jobs = [Job(tuple(prompt), Ending(LIMIT, [2], StopStrings(str, []))) for prompt in PROMPTS]
-    found = answer(target, jobs, Draw(0.0), torch.Generator(), with_states=True)
+    found = answer(target, jobs, with_states=True)
     assert [tuple(each.ids) for each in found] == [text_of(alone, prompt) for prompt in PROMPTS]
     assert all(each.states is not None and len(each.states) == len(each.ids) for each in found)
 
