@@ -29,7 +29,15 @@ from pipeline.cell_summary import summary_of
 from pipeline.clock import MemoryMeter, measure_limits, quiet, settle
 from pipeline.divergence import top2_margin
 from pipeline.machine import available_cores
-from pipeline.methods import Generates, build_decoder, build_generator, build_peer, keeps_state, unlearned
+from pipeline.methods import (
+    Generates,
+    build_decoder,
+    build_generator,
+    build_peer,
+    keeps_state,
+    meets_shapes_anew,
+    unlearned,
+)
 from pipeline.power import Reading, meter_of, summed
 from pipeline.precision import precision_of
 from pipeline.record import Journal, Record, run_record
@@ -133,12 +141,17 @@ class Bench:
         )
 
     def warm_up(self, generates: Generates, requests: Sequence[Record]) -> None:
-        """Run the first prompts a little way, so that nothing is timed that happens once a process."""
+        """Run the first prompts a little way, so that nothing is timed that happens once a process.
+
+        And the longest prompt, where none is to run untimed later: memory that grows with a prompt is there then.
+        """
         if isinstance(generates, SpeculativeDecoder):
             generates.reserve(self.longest)
         with unlearned(generates):
             for request in requests[: self.spec.warmup_prompts]:
                 self.run(generates, request, WARM_UP_TOKENS)
+            if not meets_shapes_anew(generates):
+                self.run(generates, max(requests, key=lambda request: len(request["prompt_ids"])), 2)
 
     def learn_again(self, requests: Sequence[Record]) -> None:
         """Run prompts that a killed process had finished, untimed, if the method learns from prompt to prompt.
@@ -166,14 +179,15 @@ class Bench:
     def measure(self, request: Record) -> Record:
         """Run the method and the baseline in turn on one prompt, ``repeats`` times; return the prompt's record.
 
-        Both first run two tokens untimed: libraries prepare themselves for each new shape, and whichever met the prompt
-        first would pay for both. A method that learns from prompt to prompt learns from the last trial alone, so that
-        none begins with what it knows of the very prompt.
+        What runs on torch first runs two tokens untimed: its libraries prepare themselves for each new shape, and
+        whichever met the prompt first would pay for both. A method that learns from prompt to prompt learns from the
+        last trial alone, so that none begins with what it knows of the very prompt.
         """
         turn = [("baseline", self.baseline), ("method", self.method)]
         for _, generates in turn:
-            with unlearned(generates):
-                self.run(generates, request, 2)
+            if meets_shapes_anew(generates):
+                with unlearned(generates):
+                    self.run(generates, request, 2)
         trials: dict[str, list[Generation]] = {"method": [], "baseline": []}
         peak_bytes, drawn = 0, []
         for repeat in range(self.spec.repeats):

@@ -127,6 +127,20 @@ def keeps_state(generates: Generates) -> bool:
     return isinstance(generates, SpeculativeDecoder) and bool(getattr(generates.drafter, "warm_start", False))
 
 
+def meets_shapes_anew(generates: Generates) -> bool:
+    """Whether a prompt of a new length costs a method once what it does not cost again.
+
+    torch's libraries prepare themselves for each new shape. The compiled engine has nothing to prepare.
+    """
+    if not isinstance(generates, SpeculativeDecoder):
+        return True
+    models = [generates.target, *models_in(generates.drafter, set())]
+    return any(
+        isinstance(model, torch.nn.Module) or (isinstance(model, TargetModel) and model.native is None)
+        for model in models
+    )
+
+
 @contextmanager
 def unlearned(generates: Generates) -> Iterator[None]:
     """Let a method forget what it learns inside; one that keeps nothing is left as it is."""

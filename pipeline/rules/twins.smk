@@ -115,7 +115,7 @@ rule train_generator:
         folder=subpath(output.record, parent=True),
         device=SETTINGS.device,
     threads: TRAINING_THREADS
-    priority: 2
+    priority: lambda wildcards: 3 if wildcards.generator.startswith("twostream") else 2  # its two streams take twice as long
     log:
         "results/logs/train/{twin}/{generator}.log",
     message:

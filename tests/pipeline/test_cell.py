@@ -74,18 +74,25 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return noted
 
 
-def test_trials_take_turns_each_apart_and_quiet_behind_warm_ups_of_both(log: list[Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_trials_take_turns_each_apart_and_quiet_behind_warm_ups_of_both(
+    log: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    """On torch both also meet each prompt's shape untimed; the compiled engine meets the longest prompt once."""
+    monkeypatch.setattr(cell, "meets_shapes_anew", lambda generates: not compiled)
     standins.save_target(tmp_path / "model")
     requests = standins.requests(2)
     bench = cell.Bench(spec_of(tmp_path), requests, longest=64)
-    assert log == [("method", 16)] * 2 + [("baseline", 16)] * 2
+    longest = [2] if compiled else []
+    assert log == [(name, limit) for name in ("method", "baseline") for limit in (16, 16, *longest)]
     for request, turns in zip(requests, ("bm mb bm", "mb bm mb"), strict=True):
         log.clear()
         record = bench.measure(request)
-        assert log[:2] == [("baseline", 2), ("method", 2)]  # both meet the prompt's shape untimed
-        assert [log[2::3], log[4::3]] == [["quiet"] * 6, ["loud"] * 6]
-        assert [name[0] for name, _ in log[3::3]] == list(turns.replace(" ", ""))
-        assert {limit for _, limit in log[3::3]} == {None}
+        untimed, timed = ([], log) if compiled else (log[:2], log[2:])
+        assert untimed == ([] if compiled else [("baseline", 2), ("method", 2)])
+        assert [timed[0::3], timed[2::3]] == [["quiet"] * 6, ["loud"] * 6]
+        assert [name[0] for name, _ in timed[1::3]] == list(turns.replace(" ", ""))
+        assert {limit for _, limit in timed[1::3]} == {None}
         # What the method keeps after its two warm-ups, and the most that a trial of its own took above that.
         assert record["peak_memory_bytes"] == 200 + max(GROWTH)
 

@@ -13,7 +13,7 @@ from decoding import Sampling, SpeculativeDecoder, TargetModel
 from decoding.typical import TypicalAcceptance
 from pipeline.config_file import read_yaml
 from pipeline.generators import GENERATORS
-from pipeline.methods import build_decoder, build_peer, keeps_state, models_in, unlearned
+from pipeline.methods import build_decoder, build_peer, keeps_state, meets_shapes_anew, models_in, unlearned
 from pipeline.precision import precision_of
 from pipeline.registry import METHODS
 from tests.pipeline.standins import requests, save_parts, save_target
@@ -171,3 +171,15 @@ def test_a_peer_in_int8_is_refused_in_one_line(folder: Path) -> None:
             device=torch.device("cpu"),
             sampling=Sampling(),
         )
+
+
+def test_only_what_is_wholly_on_the_compiled_engine_meets_no_shape_anew(folder: Path, parts: dict[str, Path]) -> None:
+    native, eager = (TargetModel.from_pretrained(folder, engine=engine) for engine in ("native", "eager"))
+    for name in ("autoregressive", "recycling", "speculative", "medusa"):
+        assert not meets_shapes_anew(build(name, native, parts, {})), name
+        assert meets_shapes_anew(build(name, eager, parts, {})), name
+    assert meets_shapes_anew(build("fasterdecodemixer", native, parts, {}))  # its mixer runs on torch
+    peer = build_peer(
+        "hf_greedy", {}, folder, {}, precision=precision_of("float32"), device=torch.device("cpu"), sampling=Sampling()
+    )
+    assert meets_shapes_anew(peer)
