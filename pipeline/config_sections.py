@@ -152,12 +152,15 @@ class TaskSettings(Section):
 class DraftTraining(Section):
     """How the draft model is made: some of the target's layers, trained on what the target writes.
 
-    ``layers`` left out are the first two and the last, of however many the target has.
+    ``layers`` left out are the first two and the last, of however many the target has; ``prompt_tokens`` is how many of
+    a prompt's last tokens the draft sees before what it learns, ``tokens_per_batch`` how many tokens a step has.
     """
 
     layers: Annotated[list[Count], Field(min_length=1), Differing] | None = None
     epochs: Positive = 2
     shortlist_size: Positive = 8192
+    prompt_tokens: Positive = 192
+    tokens_per_batch: Positive = 1024
 
 
 class HeadsTraining(Section):

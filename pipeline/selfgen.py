@@ -142,6 +142,27 @@ def answered(
     The first texts of a batch are begun while the last ones of the batch before are written: else most of the time
     would go into passes over the few longest texts of each batch.
     """
+    states = journal.path.parent / "states"
+    missing = [
+        row
+        for batch in todo
+        for row in batch
+        if not (journal.answers_to(row) and states_file(states, _key(row)).is_file())
+    ]
+    ended = written(model_dir, missing, journal, temperature, seed)
+    left = {_key(row) for row in missing}
+    for batch in todo:
+        while not left.isdisjoint(_key(row) for row in batch):
+            left.remove(next(ended))
+        yield [
+            {"source": row["source"], "split": split_of(row["prompt_ids"]), "prompt_ids": row["prompt_ids"]}
+            | {name: journal.answers[_key(row)][name] for name in ("output_ids", "finished")}
+            for row in batch
+        ]
+
+
+def written(model_dir: Path, prompts: Sequence[Row], journal: Journal, temperature: float, seed: int) -> Iterator[str]:
+    """Answer ``prompts``, many at a time; yield the key of each as soon as its answer is in the journal."""
     import torch
 
     from decoding.loading import end_tokens
@@ -161,30 +182,13 @@ def answered(
         own_seed = int(hashlib.sha256(f"{seed} {_key(row)}".encode()).hexdigest()[:15], 16)
         return Job(tuple(row["prompt_ids"]), ending, torch.Generator().manual_seed(own_seed))
 
-    states = journal.path.parent / "states"
-    missing = {
-        _key(row): row
-        for batch in todo
-        for row in batch
-        if not (journal.answers_to(row) and states_file(states, _key(row)).is_file())
-    }
-    keys, jobs = list(missing), [job_of(row) for row in missing.values()]
-    texts = answers_as_they_end(shared_model(model_dir), jobs, Draw(temperature), with_states=True) if jobs else None
-    for batch in todo:
-        left = missing.keys() & {_key(row) for row in batch}
-        while left:
-            assert texts is not None  # there are jobs
-            number, text = next(texts)
-            key = keys[number]
-            save_states(states, key, text.states)
-            answer = {"prompt": key, **limits_of(missing.pop(key))}
-            journal.append([answer | {"output_ids": text.ids, "finished": text.finished}])
-            left.discard(key)
-        yield [
-            {"source": row["source"], "split": split_of(row["prompt_ids"]), "prompt_ids": row["prompt_ids"]}
-            | {name: journal.answers[_key(row)][name] for name in ("output_ids", "finished")}
-            for row in batch
-        ]
+    jobs = [job_of(row) for row in prompts]
+    for number, text in answers_as_they_end(shared_model(model_dir), jobs, Draw(temperature), with_states=True):
+        row = prompts[number]
+        save_states(journal.path.parent / "states", _key(row), text.states)
+        answer = {"prompt": _key(row), **limits_of(row), "output_ids": text.ids, "finished": text.finished}
+        journal.append([answer])
+        yield _key(row)
 
 
 def read_prompts(path: Path) -> list[Row]:

@@ -56,9 +56,6 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
     from transformers import LlamaForCausalLM
 
-# The last tokens of a prompt, which a draft sees in training: examples before them teach it little and cost much.
-PROMPT_TOKENS = 192
-TOKENS_PER_BATCH = 4096
 LEARNING_RATE = 1e-3
 CHECKPOINT_STEPS = 50
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "chat_template*")
@@ -89,19 +86,24 @@ def shortlist_of(rows: Iterable[Row], size: int, end_ids: Iterable[int]) -> list
     return sorted([*ends, *most_frequent(others, size - len(ends))])
 
 
-def examples(rows: Sequence[Row], shortlist: Sequence[int], seed: int) -> list[dict[str, Tensor]]:
-    """Return batches of about ``TOKENS_PER_BATCH`` tokens: ids, and for each place the next output token's label."""
+def examples(
+    rows: Sequence[Row], shortlist: Sequence[int], prompt_tokens: int, tokens_per_batch: int, seed: int
+) -> list[dict[str, Tensor]]:
+    """Return batches of about ``tokens_per_batch`` tokens: ids, and for each place the next output token's label.
+
+    Of a prompt they have the last ``prompt_tokens``: few-shot examples before them teach a draft little and cost much.
+    """
     place = {token: index for index, token in enumerate(shortlist)}
     texts = []
     for row in rows:
-        prompt, output = row["prompt_ids"][-PROMPT_TOKENS:], row["output_ids"]
+        prompt, output = row["prompt_ids"][-prompt_tokens:], row["output_ids"]
         labels = [IGNORED] * (len(prompt) - 1) + [place.get(token, IGNORED) for token in output]
         if any(label != IGNORED for label in labels):
             texts.append(((prompt + output)[:-1], labels))
     texts.sort(key=lambda text: len(text[0]))
     groups: list[list[Any]] = [[]]
     for text in texts:
-        if (len(groups[-1]) + 1) * len(text[0]) > TOKENS_PER_BATCH and groups[-1]:
+        if (len(groups[-1]) + 1) * len(text[0]) > tokens_per_batch and groups[-1]:
             groups.append([])
         groups[-1].append(text)
     random.Random(seed).shuffle(groups)
@@ -185,11 +187,13 @@ def train_draft(given: argparse.Namespace) -> None:
     draft = cut_draft(target, layers)
     del target
     settings = {"text_sha256": sha256_of(given.text), "layers": layers, "epochs": given.epochs}
-    settings |= {"shortlist_size": given.shortlist_size, "seed": given.seed, "target": given.model.name}
+    settings |= {"shortlist_size": given.shortlist_size, "prompt_tokens": given.prompt_tokens}
+    settings |= {"tokens_per_batch": given.tokens_per_batch, "seed": given.seed, "target": given.model.name}
     work = prepared_work(given.output.with_name(f".{given.output.name}.work"), settings)
     objective = DraftObjective(draft, shortlist)
     before = measured(objective, held_out, shortlist)["agreement"]
-    log = train(objective, examples(training, shortlist, given.seed), given.epochs, given.seed, work)
+    batches = examples(training, shortlist, given.prompt_tokens, given.tokens_per_batch, given.seed)
+    log = train(objective, batches, given.epochs, given.seed, work)
     objective.cpu()  # where the Trainer found a GPU it left the draft there; it is measured where it was before
     record = settings | {
         "shortlist_size": len(shortlist),
@@ -210,6 +214,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", help="default: the first two and the last")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--shortlist-size", type=int, default=8192)
+    parser.add_argument("--prompt-tokens", type=int, default=192, help="of each prompt, its last ones")
+    parser.add_argument("--tokens-per-batch", type=int, default=1024, help="of a step, prompts and padding included")
     parser.add_argument("--seed", type=int, default=0)
     add_device(parser)
     parser.add_argument("--output", type=Path, required=True, help="the draft's folder, which is replaced")

@@ -99,7 +99,8 @@ rule train_draft:
     """Train a draft model: some of the target's layers, on text that the target wrote.
 
     python -m pipeline.train_draft --model results/models/smollm2-135m --text results/parts/smollm2-135m/default/text.jsonl
-        --epochs 3 --shortlist-size 8192 --seed 0 --output results/parts/smollm2-135m/default/draft
+        --epochs 3 --shortlist-size 8192 --prompt-tokens 192 --tokens-per-batch 1024 --seed 0
+        --output results/parts/smollm2-135m/default/draft
     """
     input:
         model="results/models/{model}/source.json",
@@ -113,6 +114,8 @@ rule train_draft:
         layers=["--layers", *SETTINGS.training.draft.layers] if SETTINGS.training.draft.layers else [],
         epochs=SETTINGS.training.draft.epochs,
         shortlist_size=SETTINGS.training.draft.shortlist_size,
+        prompt_tokens=SETTINGS.training.draft.prompt_tokens,
+        tokens_per_batch=SETTINGS.training.draft.tokens_per_batch,
         seed=SETTINGS.training.seed,
         device=SETTINGS.device,
     threads: TRAINING_THREADS
@@ -123,8 +126,9 @@ rule train_draft:
         "Training a draft model for {wildcards.model}"
     shell:
         "python -m pipeline.train_draft --model {params.model:q} --text {input.text:q} {params.layers}"
-        " --epochs {params.epochs} --shortlist-size {params.shortlist_size} --seed {params.seed}"
-        " --device {params.device} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"
+        " --epochs {params.epochs} --shortlist-size {params.shortlist_size} --prompt-tokens {params.prompt_tokens}"
+        " --tokens-per-batch {params.tokens_per_batch} --seed {params.seed} --device {params.device} --errors-as-rows"
+        " --output {params.folder:q} 2> >(tee {log:q} >&2)"
 
 
 rule train_heads:

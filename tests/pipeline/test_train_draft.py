@@ -49,8 +49,10 @@ def given_of(folder: Path, **changes) -> argparse.Namespace:
     rows = rows_of(120) + rows_of(20, "validation", seed=1)
     text.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "model" / "tokenizer.json").write_text("{}")
-    values = {"layers": [1], "epochs": 6, "shortlist_size": 40, "seed": 0, "model": folder / "model", "text": text}
-    return argparse.Namespace(**values | {"output": folder / "draft"} | changes)
+    values = {"layers": [1], "epochs": 6, "shortlist_size": 40, "prompt_tokens": 192}
+    values |= {"tokens_per_batch": 4096, "seed": 0}
+    places = {"model": folder / "model", "text": text, "output": folder / "draft"}
+    return argparse.Namespace(**values | places | changes)
 
 
 @pytest.mark.parametrize("member", FAMILY)
@@ -98,7 +100,7 @@ def test_the_shortlist_is_the_most_frequent_and_the_ends() -> None:
 def test_the_loss_is_that_of_output_tokens_one_text_at_a_time(target) -> None:
     shortlist, rows = list(range(2, 40)), rows_of(9)
     objective = DraftObjective(cut_draft(target, [0, 1]), shortlist).eval()
-    batches = examples(rows, shortlist, seed=0)
+    batches = examples(rows, shortlist, prompt_tokens=192, tokens_per_batch=4096, seed=0)
     counts = [int((batch["labels"] != IGNORED).sum()) for batch in batches]
     found = sum(objective(**batch)["loss"].item() * count for batch, count in zip(batches, counts, strict=True))
     wanted = 0.0
@@ -111,9 +113,18 @@ def test_the_loss_is_that_of_output_tokens_one_text_at_a_time(target) -> None:
 
 
 def test_tokens_off_the_shortlist_are_not_learned(target) -> None:
-    (batch,) = examples([{"prompt_ids": [1, 5], "output_ids": [7, 45, 8]}], [7, 8], seed=0)
+    (batch,) = examples(
+        [{"prompt_ids": [1, 5], "output_ids": [7, 45, 8]}], [7, 8], prompt_tokens=192, tokens_per_batch=4096, seed=0
+    )
     assert batch["input_ids"].tolist() == [[1, 5, 7, 45]]
     assert batch["labels"].tolist() == [[IGNORED, 0, IGNORED, 1]]
+
+
+def test_of_a_prompt_only_its_last_tokens_are_seen() -> None:
+    row = {"prompt_ids": [1, 5, 6, 9], "output_ids": [7, 8]}
+    (batch,) = examples([row], [7, 8], prompt_tokens=2, tokens_per_batch=4096, seed=0)
+    assert batch["input_ids"].tolist() == [[6, 9, 7]]
+    assert batch["labels"].tolist() == [[IGNORED, 0, 1]]
 
 
 def test_agreement_is_with_the_first_choice_within_the_shortlist(target) -> None:
@@ -136,9 +147,8 @@ def test_tokens_a_step_are_those_of_a_chain() -> None:
 
 
 def test_training_learns_and_saves_a_model_that_loads(target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_draft, "TOKENS_PER_BATCH", 128)
     monkeypatch.setattr(train_draft, "LEARNING_RATE", 1e-2)
-    given = given_of(tmp_path, epochs=10)
+    given = given_of(tmp_path, epochs=10, tokens_per_batch=128)
     train_draft.train_draft(given)
     record = json.loads((given.output / "draft.json").read_text())
     assert record["agreement"] > max(0.5, record["agreement_before"])
@@ -160,10 +170,9 @@ def test_training_learns_and_saves_a_model_that_loads(target, tmp_path: Path, mo
 
 def test_a_killed_training_goes_on_at_its_checkpoint(target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_draft, "CHECKPOINT_STEPS", 2)
-    monkeypatch.setattr(train_draft, "TOKENS_PER_BATCH", 256)
-    whole = given_of(tmp_path, output=tmp_path / "whole")
+    whole = given_of(tmp_path, tokens_per_batch=256, output=tmp_path / "whole")
     train_draft.train_draft(whole)
-    given = given_of(tmp_path)
+    given = given_of(tmp_path, tokens_per_batch=256)
 
     real = train_draft.examples
 
