@@ -163,22 +163,34 @@ class DraftTraining(Section):
     tokens_per_batch: Positive = 1024
 
 
-class HeadsTraining(Section):
-    """How the Medusa heads are trained on what the target writes."""
+class StatesTraining(Section):
+    """How something is trained on the target's hidden states: each setting is a flag of the rule's command."""
+
+    def flags(self) -> list[str]:
+        """Return the flags, for a command line."""
+        return [
+            word for name, value in self.model_dump().items() for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
+
+
+class HeadsTraining(StatesTraining):
+    """How the Medusa heads are trained on what the target writes; ``batch_size`` is hidden states a step."""
 
     num_heads: Positive = 4
     epochs: Positive = 4
     shortlist_size: Positive = 8192
+    batch_size: Positive = 512
 
 
-class MixerTraining(Section):
-    """How FasterDecodeMixer's slots are trained on what the target writes."""
+class MixerTraining(StatesTraining):
+    """How FasterDecodeMixer's slots are trained on what the target writes; ``batch_size`` is hidden states a step."""
 
     num_slots: Positive = 4
     num_positions: Positive = 4
     num_mixer_layers: Count = 1
     epochs: Positive = 3
     shortlist_size: Positive = 8192
+    batch_size: Positive = 512
 
     @model_validator(mode="after")
     def _a_slot_for_each_position(self) -> MixerTraining:

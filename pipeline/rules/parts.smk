@@ -135,7 +135,8 @@ rule train_heads:
     """Train Medusa heads on text that the target wrote.
 
     python -m pipeline.train_heads --model results/models/smollm2-135m --text results/parts/smollm2-135m/default/text.jsonl
-        --num-heads 4 --epochs 2 --shortlist-size 8192 --seed 0 --output results/parts/smollm2-135m/default/heads
+        --num-heads 4 --epochs 2 --shortlist-size 8192 --batch-size 512 --seed 0
+        --output results/parts/smollm2-135m/default/heads
     """
     input:
         model="results/models/{model}/source.json",
@@ -146,9 +147,7 @@ rule train_heads:
     params:
         model=subpath(input.model, parent=True),
         folder=subpath(output.record, parent=True),
-        num_heads=SETTINGS.training.heads.num_heads,
-        epochs=SETTINGS.training.heads.epochs,
-        shortlist_size=SETTINGS.training.heads.shortlist_size,
+        settings=SETTINGS.training.heads.flags(),
         seed=SETTINGS.training.seed,
         device=SETTINGS.device,
     threads: TRAINING_THREADS
@@ -158,17 +157,16 @@ rule train_heads:
     message:
         "Training Medusa heads for {wildcards.model}"
     shell:
-        "python -m pipeline.train_heads --model {params.model:q} --text {input.text:q} --num-heads {params.num_heads}"
-        " --epochs {params.epochs} --shortlist-size {params.shortlist_size} --seed {params.seed}"
-        " --device {params.device} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"
+        "python -m pipeline.train_heads --model {params.model:q} --text {input.text:q} {params.settings:q}"
+        " --seed {params.seed} --device {params.device} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"
 
 
 rule train_mixer:
     """Train FasterDecodeMixer's slots on text that the target wrote.
 
     python -m pipeline.train_mixer --model results/models/smollm2-135m --text results/parts/smollm2-135m/default/text.jsonl
-        --num-slots 4 --num-positions 4 --num-mixer-layers 1 --epochs 3 --shortlist-size 8192 --seed 0
-        --output results/parts/smollm2-135m/default/mixer
+        --num-slots 4 --num-positions 4 --num-mixer-layers 1 --epochs 3 --shortlist-size 8192 --batch-size 512
+        --seed 0 --output results/parts/smollm2-135m/default/mixer
     """
     input:
         model="results/models/{model}/source.json",
@@ -179,11 +177,7 @@ rule train_mixer:
     params:
         model=subpath(input.model, parent=True),
         folder=subpath(output.record, parent=True),
-        settings=[
-            word
-            for name, value in SETTINGS.training.mixer.model_dump().items()
-            for word in (f"--{name.replace('_', '-')}", str(value))
-        ],
+        settings=SETTINGS.training.mixer.flags(),
         seed=SETTINGS.training.seed,
         device=SETTINGS.device,
     threads: TRAINING_THREADS
