@@ -30,7 +30,7 @@ from decoding.requests import ReusedCache, check_request
 from decoding.stopping import NO_STRINGS, Ending
 from shuffle.diffusion.energy import Scorer, causal_scorer, energy, hide_worst, pseudo_log_likelihoods
 from shuffle.diffusion.model import DiffusionTransformer
-from shuffle.diffusion.sampler import Denoising, Predict, denoise
+from shuffle.diffusion.sampler import Denoising, Predict, Rows, denoise
 from shuffle.examples import padded
 from shuffle.passes import PassClock, reads_one_by_one
 
@@ -213,7 +213,7 @@ class DiffusionGenerator:
     def _cached(self, cache: KVCache, unread: list[int]) -> Predict:
         """Return what predicts one block on the engine; its first pass reads and commits ``unread`` as well."""
 
-        def predict(block: Int[Tensor, "1 l"]) -> Float[Tensor, "1 l v"]:
+        def predict(block: Int[Tensor, "1 l"], _: Rows) -> Float[Tensor, "1 l v"]:
             masks = self.model.placed(block[0], torch.arange(block.shape[1], device=block.device))
             rows, width = unread + masks.tolist(), len(unread)
             leading = [width] * width + [len(rows)] * (len(rows) - width)
@@ -264,8 +264,9 @@ class DiffusionGenerator:
         lengths, offset = sizes - len(texts[0]), len(texts[0])
         valid = torch.arange(clean.shape[1], device=device) < sizes[:, None]
 
-        def predict(block: Int[Tensor, "b l"]) -> Float[Tensor, "b l v"]:
-            hidden = model.read_blocks(clean, valid, lengths, block, offset=offset, block_length=self.block_length)
+        def predict(block: Int[Tensor, "r l"], which: Rows) -> Float[Tensor, "r l v"]:
+            context = clean[which], valid[which], lengths[which]
+            hidden = model.read_blocks(*context, block, offset=offset, block_length=self.block_length)
             logits: Tensor = model.head(hidden[:, clean.shape[1] :])
             return logits.float()
 

@@ -8,7 +8,8 @@ What was settled may turn out wrong: a token whose own probability has fallen be
 again, each place at most once, so that it ends (ReMDM: Wang et al. 2025). Sampling adds Gumbel noise in float64: in
 float32 its tail is cut off, and the temperature is lower than it says (Zheng et al. 2024).
 
-The model is only ``predict(block) -> logits``, so this can be read, and tested, without one.
+The model is only ``predict(block, rows) -> logits``, so this can be read, and tested, without one. ``rows`` says which of
+the batch's ``block`` has: a text that is known is not read again.
 
 Example::
 
@@ -29,7 +30,8 @@ from torch import Tensor
 from decoding.ranking import most_likely
 from decoding.sampling import Sampling
 
-Predict = Callable[[Int[Tensor, "b l"]], Float[Tensor, "b l v"]]
+Rows = slice | Int[Tensor, " r"]
+Predict = Callable[[Int[Tensor, "r l"], Rows], Float[Tensor, "r l v"]]
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,10 @@ def denoise(
 ) -> Iterator[Int[Tensor, "b l"]]:
     """Yield the block after each forward pass, the last time when its text is known.
 
-    Rows of the batch do not affect each other; one that is done stays as it is until all are.
+    Rows of the batch do not affect each other; one that is done stays as it is, unread, until all are.
 
     Args:
-        predict: one forward pass.
+        predict: one forward pass over the rows that are not done.
         block: masks to be settled, and tokens that already are.
         rules: see :class:`Denoising`.
         mask_id: stands for an unknown token.
@@ -108,21 +110,30 @@ def denoise(
     may_remask = torch.ones_like(block, dtype=torch.bool)
     passes_left = rules.num_refinement_steps
     open_ = open_places(block, rules, mask_id, ends, limit)
-    while bool(open_.any()):
-        logits = predict(block)
-        ids, confidence = choose(penalised(logits, rules, block, text, mask_id, ends), rules.sampling, generator)
-        running, masked = open_.any(1, keepdim=True), block == mask_id
-        settled = running & to_settle(confidence, masked, open_, rules, passes_left)
-        settled_block = torch.where(settled, ids, block)
+    while any(running := open_.any(1).tolist()):
+        rows = running_rows(running, block.device)
+        here, before = block[rows], None if text is None else text[rows]
+        logits = predict(here, rows)
+        ids, confidence = choose(penalised(logits, rules, here, before, mask_id, ends), rules.sampling, generator)
+        masked = here == mask_id
+        settled = torch.where(to_settle(confidence, masked, open_[rows], rules, passes_left), ids, here)
         if rules.remask_threshold and passes_left != 1:
-            kept = torch.log_softmax(logits, -1).gather(-1, block.masked_fill(masked, 0)[..., None])[..., 0].exp()
-            wrong = running & ~masked & may_remask & (kept < rules.remask_threshold)
-            settled_block.masked_fill_(wrong, mask_id)
-            may_remask &= ~wrong
-        block = settled_block
+            kept = torch.log_softmax(logits, -1).gather(-1, here.masked_fill(masked, 0)[..., None])[..., 0].exp()
+            wrong = ~masked & may_remask[rows] & (kept < rules.remask_threshold)
+            settled.masked_fill_(wrong, mask_id)
+            may_remask[rows] &= ~wrong
+        block = block.clone()  # who was given the last one may have kept it
+        block[rows] = settled
         passes_left = None if passes_left is None else max(passes_left - 1, 1)
         open_ = open_places(block, rules, mask_id, ends, limit)
         yield block
+
+
+def running_rows(running: list[bool], device: torch.device) -> Rows:
+    """Return the rows that are running; all of them as a slice, which copies nothing."""
+    if all(running):
+        return slice(None)
+    return torch.tensor([row for row, runs in enumerate(running) if runs], device=device)
 
 
 def open_places(

@@ -12,7 +12,7 @@ import torch
 from decoding import TargetModel
 from decoding.stopping import Ending, StopStrings
 from pipeline import batching
-from pipeline.batching import Draw, Job, answer, choose, common, places_for
+from pipeline.batching import Draw, Job, answer, answers_as_they_end, choose, common, places_for
 from tests.decoding.tiny import greedy_of, save_model
 
 PROMPTS = [(1, 5, 6, 7), (1, 5, 9), (1, 5, 6, 7, 8, 9, 10, 11), (1, 5, 40, 3, 3), (1, 5, 6, 7, 12)]
@@ -55,6 +55,15 @@ def test_rows_that_end_leave_the_others_alone(folder: Path) -> None:
     alone = [answer(model, [job], with_states=True)[0] for job in jobs]
     assert [text.ids for text in found] == [text.ids for text in alone]
     assert [len(text.states) for text in found] == [len(text.ids) for text in alone]
+
+
+def test_answers_come_as_they_end_and_make_room_for_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TargetModel.from_pretrained(folder, dtype=torch.float32)
+    monkeypatch.setattr(batching, "MOST_ROWS", 2)
+    jobs = [Job(p, Ending(n, ())) for p, n in zip(PROMPTS, [9, 2, 3, 1, 12], strict=True)]
+    coming = answers_as_they_end(model, jobs)
+    # The second ends at token 2, the third, in its place, after 2 more passes, the fourth as soon as it is read.
+    assert [number for number, _ in coming] == [1, 2, 3, 0, 4]
 
 
 def test_a_stop_string_ends_an_answer(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shuffle.diffusion.sampler import Denoising, Predict, denoise
+from shuffle.diffusion.sampler import Denoising, Predict, Rows, denoise
 
 MASK, EOS, V = 9, 2, 10
 
@@ -16,7 +16,7 @@ MASK, EOS, V = 9, 2, 10
 def says(tokens: list[int], confidences: list[float]) -> Predict:
     """A predictor that says ``tokens[i]`` at place i with that probability, whatever the block."""
 
-    def predict(block: Tensor) -> Tensor:
+    def predict(block: Tensor, rows: Rows) -> Tensor:
         rows = torch.tensor([[(1 - c) / (V - 2)] * V for c in confidences])
         rows[:, MASK] = 0  # never predicted, as in the generator
         rows[torch.arange(len(tokens)), tokens] = torch.tensor(confidences)
@@ -87,17 +87,36 @@ def test_what_is_known_stays_and_a_known_block_needs_no_pass() -> None:
     assert not list(denoise(says([4, 4, 4], [0.9] * 3), passes[-1], Denoising(), mask_id=MASK))
 
 
-def test_rows_of_a_batch_do_not_affect_each_other() -> None:
-    first, second = says(TOKENS, SURE), says([3, EOS, 5, 6, 7, 8], [0.95, 0.91, 0.92, 0.3, 0.3, 0.3])
+def test_rows_of_a_batch_do_not_affect_each_other_and_one_that_is_done_is_not_read_again() -> None:
+    texts = [TOKENS, [3, EOS, 5, 6, 7, 8], TOKENS]
+    confidences = [SURE, [0.95, 0.91, 0.92, 0.3, 0.3, 0.3], [0.95] * 6]
+    alone = [says(tokens, sure) for tokens, sure in zip(texts, confidences, strict=True)]
+    read: list[list[int]] = []
 
-    def both(block: Tensor) -> Tensor:
-        return torch.cat([first(block[:1]), second(block[1:])])
+    def all_three(block: Tensor, rows: Rows) -> Tensor:
+        which = torch.arange(3)[rows].tolist()
+        read.append(which)
+        return torch.cat([alone[row](part[None], rows) for row, part in zip(which, block, strict=True)])
 
-    *_, last = denoise(both, torch.full((2, 6), MASK), Denoising(), mask_id=MASK, end_token_ids=(EOS,))
-    assert last.tolist() == [run(first, Denoising())[-1], run(second, Denoising())[-1]]
+    blocks = list(denoise(all_three, torch.full((3, 6), MASK), Denoising(), mask_id=MASK, end_token_ids=(EOS,)))
+    passes = [run(predict, Denoising()) for predict in alone]
+    assert blocks[-1].tolist() == [each[-1] for each in passes]
+    assert [block[0].tolist() for block in blocks] == passes[0]
+    assert read == [[row for row in range(3) if len(passes[row]) > done] for done in range(4)]
+    assert read[0] == [0, 1, 2]
+    assert read[1:] == [[0], [0], [0]]
 
 
-def changing_its_mind(block: Tensor) -> Tensor:
+def test_second_thoughts_are_a_rows_own() -> None:
+    """The last row is masked again and ends long after the first, whose text was known all along."""
+    block = torch.tensor([[3, 4, 5], [MASK, MASK, MASK]])
+    rules = Denoising(confidence_threshold=1.0, remask_threshold=0.5)
+    *_, last = denoise(changing_its_mind, block, rules, mask_id=MASK)
+    assert last.tolist() == [[3, 4, 5], run(changing_its_mind, rules, width=3)[-1]]
+    assert block.tolist() == [[3, 4, 5], [MASK, MASK, MASK]]
+
+
+def changing_its_mind(block: Tensor, rows: Rows) -> Tensor:
     """Sure of 3 behind a mask, sure of 4 where it sees a 3."""
     wanted = torch.where(block == 3, 4, 3)
     return torch.nn.functional.one_hot(wanted, V).float() * 6
@@ -125,7 +144,7 @@ def test_masking_again_keeps_to_the_number_of_passes() -> None:
 def test_ends_whatever_the_predictor_says(seed: int, steps: int | None) -> None:
     generator = torch.Generator().manual_seed(seed)
 
-    def predict(block: Tensor) -> Tensor:
+    def predict(block: Tensor, rows: Rows) -> Tensor:
         logits = torch.randn(*block.shape, V, generator=generator) * 4
         logits[..., MASK] = -torch.inf
         return logits
@@ -142,7 +161,7 @@ def test_ends_whatever_the_predictor_says(seed: int, steps: int | None) -> None:
 
 
 def shares(rules: Denoising, logits: list[float], draws: int = 20_000) -> Tensor:
-    def predict(block: Tensor) -> Tensor:
+    def predict(block: Tensor, rows: Rows) -> Tensor:
         return torch.tensor(logits).expand(*block.shape, -1).clone()
 
     generator = torch.Generator().manual_seed(0)
@@ -170,7 +189,7 @@ def test_draws_from_the_filtered_distribution(rules: Denoising, kept: list[int])
 def test_the_repetition_penalty_is_of_settled_tokens_and_text_but_not_of_end_tokens() -> None:
     seen: list[list[int]] = []
 
-    def predict(block: Tensor) -> Tensor:
+    def predict(block: Tensor, rows: Rows) -> Tensor:
         seen.append(block[0].tolist())
         logits = torch.full((1, 3, V), -5.0)
         logits[..., 3], logits[..., 4], logits[..., 5] = 4.0, 3.0, 2.5
