@@ -8,8 +8,8 @@ What was settled may turn out wrong: a token whose own probability has fallen be
 again, each place at most once, so that it ends (ReMDM: Wang et al. 2025). Sampling adds Gumbel noise in float64: in
 float32 its tail is cut off, and the temperature is lower than it says (Zheng et al. 2024).
 
-The model is only ``predict(block, rows) -> logits``, so this can be read, and tested, without one. ``rows`` says which of
-the batch's ``block`` has: a text that is known is not read again.
+The model is only ``predict(block, rows) -> logits``, so this can be read, and tested, without one. ``rows`` are those
+of the batch that ``block`` has: a text that is known is not read again.
 
 Example::
 
