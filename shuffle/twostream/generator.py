@@ -164,7 +164,10 @@ class TwoStreamGenerator:
         max_new_tokens: int,
         generator: torch.Generator | None = None,
     ) -> list[tuple[int, ...]]:
-        """As :meth:`generate_batch`, with the torch module and a group of each text in a pass."""
+        """As :meth:`generate_batch`, with the torch module and a group of each text in a pass.
+
+        A text that has ended is not read any more.
+        """
         if not prompts:
             return []
         device, ends = self.model.device, self.end_token_ids
@@ -172,21 +175,28 @@ class TwoStreamGenerator:
         lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
         groups = torch.where(places < lengths, places if self._is_causal else 0, PADDING)
         latest = int(groups.max())  # a group's number counts on from the longest prompt's: only their order matters
-        output = torch.full((len(prompts), max_new_tokens), UNSETTLED, device=device)
-        cache, seen = DynamicCache(), groups[:, :0]
+        output = torch.full((len(prompts), max_new_tokens), UNSETTLED)
+        cache, seen, texts, known = DynamicCache(), groups[:, :0], torch.arange(len(prompts)), 0
         for group in self._plan(max_new_tokens):
             asked = lengths + torch.tensor([group], device=device)
             latest += 1
             logits = self._read_batch(cache, seen, content, places, groups, asked, latest)
             content, places = self._choose(logits, generator), asked
             seen, groups = torch.cat([seen, groups], 1), torch.full_like(asked, latest)
-            output[:, group] = content
-            rows = output.tolist()
+            output[texts[:, None], torch.tensor(group)] = content.cpu()
+            rows = output[texts].tolist()
             known = rows[0].index(UNSETTLED) if UNSETTLED in rows[0] else max_new_tokens
-            if all(ends.intersection(row[:known]) for row in rows):
+            going = torch.tensor([i for i, row in enumerate(rows) if ends.isdisjoint(row[:known])], dtype=torch.long)
+            if not len(going):
                 break
+            if len(going) < len(texts):
+                texts, kept = texts[going], going.to(device)
+                cache.batch_select_indices(kept)
+                lengths, content, places, seen, groups = (
+                    each[kept] for each in (lengths, content, places, seen, groups)
+                )
         ending = Ending(max_new_tokens, ends)
-        return [tuple(row[: ending.check(row[:known], start=0).kept]) for row in rows]
+        return [tuple(row[: ending.check(row[:known], start=0).kept]) for row in output.tolist()]
 
     def _plan(self, max_new_tokens: int) -> list[list[int]]:
         """Return the places of each group, counted from the target's first, as training would group them."""

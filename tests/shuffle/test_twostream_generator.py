@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,23 @@ def test_cached_generation_is_uncached_generation(size: int, prompt_groups: str)
         assert generation.target_forwards == -(-len(ids) // size)
         assert generation.truncated == (END not in ids)
         assert generation.prefill_emitted + sum(step.emitted for step in generation.steps) == len(ids)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_text_that_has_ended_is_not_read_any_more(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = TwoStreamGenerator(make_model(prompt_groups="causal"), group_size=size)
+    read: list[int] = []
+    real = generator._read_batch
+
+    def counting(*arguments: Any) -> torch.Tensor:
+        read.append(len(arguments[2]))
+        return real(*arguments)
+
+    monkeypatch.setattr(generator, "_read_batch", counting)
+    texts = generator.generate_abreast(PROMPTS, max_new_tokens=LIMIT)
+    passes = [-(-len(text) // size) for text in texts]
+    assert read == [sum(each > done for each in passes) for done in range(max(passes))]
+    assert read[-1] < read[0] == len(PROMPTS)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
