@@ -72,6 +72,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def flags_of(values: Mapping[str, Any]) -> list[str]:
+    """Return settings as arguments of a command, but for those that are None: ``--package P --file F --sha256 H``."""
+    given = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None]
+    return [word for flag in given for word in flag]
+
+
 class Sampling(Section):
     """How the next token is drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep every token."""
 
@@ -163,17 +169,7 @@ class DraftTraining(Section):
     tokens_per_batch: Positive = 1024
 
 
-class StatesTraining(Section):
-    """How something is trained on the target's hidden states: each setting is a flag of the rule's command."""
-
-    def flags(self) -> list[str]:
-        """Return the flags, for a command line."""
-        return [
-            word for name, value in self.model_dump().items() for word in (f"--{name.replace('_', '-')}", str(value))
-        ]
-
-
-class HeadsTraining(StatesTraining):
+class HeadsTraining(Section):
     """How the Medusa heads are trained on what the target writes; ``batch_size`` is hidden states a step."""
 
     num_heads: Positive = 4
@@ -182,7 +178,7 @@ class HeadsTraining(StatesTraining):
     batch_size: Positive = 512
 
 
-class MixerTraining(StatesTraining):
+class MixerTraining(Section):
     """How FasterDecodeMixer's slots are trained on what the target writes; ``batch_size`` is hidden states a step."""
 
     num_slots: Positive = 4

@@ -16,6 +16,7 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.env
 from pipeline import config as configuration
 from pipeline import config_file, sources
 from pipeline.config_images import ImageSettings
+from pipeline.config_sections import flags_of
 from pipeline.errors import UserError
 from pipeline.generators import GENERATORS
 from pipeline.registry import METHODS, TASKS
@@ -156,9 +157,8 @@ def last_failure(mark):
 
 
 def origin(entry, keys):
-    """What is set of ``keys`` as arguments, such as where a model comes from: ``--package P --file F --sha256 H``."""
-    given = [(key.replace("_", "-"), getattr(entry, key, None)) for key in keys]
-    return [word for key, value in given if value is not None for word in (f"--{key}", str(value))]
+    """What is set of ``keys`` as arguments, such as where a model comes from."""
+    return flags_of({key: getattr(entry, key, None) for key in keys})
 
 
 def device_map_flags(wildcards):
@@ -201,7 +201,7 @@ def recipe(wildcards):
             values |= twin.fine_tuning.model_dump(exclude_none=True)
         if generator in twin.recipes:
             values |= twin.recipes[generator].model_dump(exclude_none=True)
-    return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return flags_of(values)
 
 
 def backbone(wildcards):

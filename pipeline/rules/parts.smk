@@ -147,7 +147,7 @@ rule train_heads:
     params:
         model=subpath(input.model, parent=True),
         folder=subpath(output.record, parent=True),
-        settings=SETTINGS.training.heads.flags(),
+        settings=flags_of(SETTINGS.training.heads.model_dump()),
         seed=SETTINGS.training.seed,
         device=SETTINGS.device,
     threads: TRAINING_THREADS
@@ -177,7 +177,7 @@ rule train_mixer:
     params:
         model=subpath(input.model, parent=True),
         folder=subpath(output.record, parent=True),
-        settings=SETTINGS.training.mixer.flags(),
+        settings=flags_of(SETTINGS.training.mixer.model_dump()),
         seed=SETTINGS.training.seed,
         device=SETTINGS.device,
     threads: TRAINING_THREADS
