@@ -152,7 +152,8 @@ def answered(
     ended = written(model_dir, missing, journal, temperature, seed)
     left = {_key(row) for row in missing}
     for batch in todo:
-        while not left.isdisjoint(_key(row) for row in batch):
+        keys = {_key(row) for row in batch}
+        while left & keys:
             left.remove(next(ended))
         yield [
             {"source": row["source"], "split": split_of(row["prompt_ids"]), "prompt_ids": row["prompt_ids"]}
@@ -184,11 +185,10 @@ def written(model_dir: Path, prompts: Sequence[Row], journal: Journal, temperatu
 
     jobs = [job_of(row) for row in prompts]
     for number, text in answers_as_they_end(shared_model(model_dir), jobs, Draw(temperature), with_states=True):
-        row = prompts[number]
-        save_states(journal.path.parent / "states", _key(row), text.states)
-        answer = {"prompt": _key(row), **limits_of(row), "output_ids": text.ids, "finished": text.finished}
-        journal.append([answer])
-        yield _key(row)
+        row, key = prompts[number], _key(prompts[number])
+        save_states(journal.path.parent / "states", key, text.states)
+        journal.append([{"prompt": key, **limits_of(row), "output_ids": text.ids, "finished": text.finished}])
+        yield key
 
 
 def read_prompts(path: Path) -> list[Row]:
