@@ -35,7 +35,7 @@ from pipeline.errors import UserError, command, nearest, written_down
 from pipeline.files import sha256_of, sha256_of_all, write_reason
 from pipeline.generators import GENERATORS, TWIN
 from pipeline.registry import find, import_target
-from pipeline.trainer import Recipe, make_trainer
+from pipeline.trainer import Recipe, make_trainer, parts_of_a_step, training_batches
 from pipeline.training_device import add_device, claim_device
 from pipeline.training_examples import Batches, read_examples
 from pipeline.training_work import last_checkpoint, prepared_work, publish, spent_seconds, write_loss_curve
@@ -173,11 +173,12 @@ def train(given: argparse.Namespace) -> None:
         # on an H200 with torch 2.11) it gives NaN where a row of a causal model sees nothing, as padding before a text.
         model.set_attn_implementation("eager")
     collate = getattr(type(model), "collate", collate_causal)
-    batches = Batches(texts["train"], recipe.batch_size, recipe.steps, recipe.seed, collate, recipe.length_pool)
+    parts = parts_of_a_step(given.generator, recipe.batch_size)
+    batches = training_batches(texts["train"], recipe, collate, parts)
     validation = Batches(texts["validation"][:VALIDATION_EXAMPLES], recipe.batch_size, None, recipe.seed, collate)
-    settings = description(given, recipe)
+    settings = description(given, recipe) | {"parts_of_a_step": parts}
     work = prepared_work(given.output.with_name(f".{given.output.name}.work"), settings)
-    trainer = make_trainer(model, batches, validation, recipe, work)
+    trainer = make_trainer(model, batches, validation, recipe, work, parts)
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     # By all processes together: where the weights are sharded, each has only its part.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from pipeline import train, train_draft
+from pipeline.generators import TWIN
 from pipeline.pairs import write_pairs
-from pipeline.trainer import Recipe, make_trainer
+from pipeline.trainer import Recipe, make_trainer, parts_of_a_step, training_batches
 from pipeline.training_examples import Batches
 from pipeline.training_work import on_one_card, only
 from shuffle.examples import Example, collate_causal
@@ -98,6 +99,31 @@ def test_a_training_drops_what_its_recipe_says_and_tells_the_model_how_far_it_is
     trainer.train()
     assert told == [0, 0.25, 0.5, 0.75]
     assert dropped == pytest.approx([0.25] * 4, abs=0.1)
+
+
+def test_a_step_in_parts_has_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    examples = [Example((5, 6, 7 + i), (*range(9, 10 + i), 2)) for i in range(8)]  # of 2 to 9 tokens
+    norms: list[float] = []
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(vocab_size=24, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+        )
+        recipe = Recipe(steps=1, batch_size=8)
+        batches = training_batches(examples, recipe, collate_causal, parts)
+        assert len(batches) == parts
+        trainer = make_trainer(model, batches, batches, recipe, tmp_path / str(parts), parts)
+        trainer.train()
+        norms += [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+    assert len(norms) == 2
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("generator", "batch_size", "parts"), [(TWIN, 512, 8), (TWIN, 64, 1), (TWIN, 96, 1), ("diffusion", 512, 1)]
+)
+def test_a_twin_alone_reads_a_large_step_in_parts(generator: str, batch_size: int, parts: int) -> None:
+    assert parts_of_a_step(generator, batch_size) == (1 if torch.cuda.is_available() else parts)
 
 
 def test_a_draft_is_trained_on_the_train_split_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
