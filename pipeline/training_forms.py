@@ -4,8 +4,9 @@ A form is a task's prompt, with everything that ``pipeline.prepare`` puts around
 document would begin, and sampled from, it makes the target invent one (Magpie: Xu et al. 2024)::
 
     forms = Forms(tokenizer, config, max_new_tokens=192)
-    texts = written_material(forms, model_dir, ORIGINS[6], count=100, seed=0, batch_size=64)   # German sentences
-    requests = forms.of_task(ORIGINS[6], texts)
+    german = ORIGINS[5]
+    texts = written_material(forms, model_dir, {german: 100}, seed=0)[german]
+    requests = forms.of_task(german, texts)
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ MARK = "MATERIAL"
 WRITING = Draw(temperature=0.8, top_p=0.95)
 # What the target writes is material if it has this many words.
 MIN_WORDS = 4
+# Not all that is written is usable, or new: the rest is asked for again, so often and so many at least.
+MOST_ROUNDS, FEWEST_ASKED = 6, 8
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,15 @@ class Forms:
                 model="",
             )
 
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of token ids."""
+        return str(self.tokenizer.decode(ids))
+
+    def ending(self, origin: Origin) -> Ending:
+        """Return what ends material that the target writes."""
+        end = self.tokenizer.eos_token_id
+        return Ending(origin.written_tokens, () if end is None else (end,), StopStrings(self.decode, origin.stops))
+
     def of_chat(self, text: str) -> dict[str, Any]:
         """Return a request with ``text`` as the user's message."""
         prompt = _render_chat(self.tokenizer, [{"role": "user", "content": text}])
@@ -154,27 +166,34 @@ def cut_written(origin: Origin, text: str, end: str) -> str | None:
     return text if len(text.split()) >= MIN_WORDS else None
 
 
-def written_material(
-    forms: Forms, model_dir: Path, origin: Origin, count: int, seed: int, batch_size: int
-) -> list[str]:
-    """Let the target write material for ``count`` prompts of a form, or as much of it as is usable."""
-    tokenizer = forms.tokenizer
+def written_material(forms: Forms, model_dir: Path, wanted: Mapping[Origin, int], seed: int) -> dict[Origin, list[str]]:
+    """Let the target write material for as many prompts of each form as are ``wanted``, or as much of it as is usable.
 
-    def decode(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids))
-
-    rng = random.Random(f"{seed} {origin.task} written")
-    generator = torch.Generator().manual_seed(rng.randrange(2**31))
-    end_ids = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    ending = Ending(origin.written_tokens, end_ids, StopStrings(decode, origin.stops))
-    found: dict[str, None] = {}
-    for _ in range(4 * count // batch_size + 2):
-        if len(found) >= count:
+    All forms at once, so that there is one end at which only the longest texts are left to be written, not one a form.
+    """
+    tokenizer, end = forms.tokenizer, str(forms.tokenizer.eos_token or "\0")
+    rngs = {origin: random.Random(f"{seed} {origin.task} written") for origin in wanted}
+    found: dict[Origin, dict[str, None]] = {origin: {} for origin in wanted}
+    for _ in range(MOST_ROUNDS):
+        asked = [
+            (origin, *beginning)
+            for origin, texts in found.items()
+            if (missing := wanted[origin] - len(texts)) > 0
+            for beginning in forms.beginnings(origin, max(FEWEST_ASKED, missing), rngs[origin])
+        ]
+        if not asked:
             break
-        starts = forms.beginnings(origin, min(batch_size, max(8, count - len(found))), rng)
-        jobs = [Job(tuple(encode(tokenizer, prompt)), ending, generator) for prompt, _ in starts]
+        jobs = [
+            Job(tuple(encode(tokenizer, prompt)), forms.ending(origin), drawing(rngs[origin]))
+            for origin, prompt, _ in asked
+        ]
         written = answer(shared_model(model_dir), jobs, WRITING)
-        for (_, start), tokens in zip(starts, written, strict=True):
-            if text := cut_written(origin, start + decode(tokens.ids), str(tokenizer.eos_token or "\0")):
-                found.setdefault(text)
-    return list(found)
+        for (origin, _, start), tokens in zip(asked, written, strict=True):
+            if text := cut_written(origin, start + forms.decode(tokens.ids), end):
+                found[origin].setdefault(text)
+    return {origin: list(texts) for origin, texts in found.items()}
+
+
+def drawing(rng: random.Random) -> torch.Generator:
+    """Return what draws one text's tokens."""
+    return torch.Generator().manual_seed(rng.randrange(2**31))

@@ -90,20 +90,16 @@ def training_prompts(
     num_tokens: int,
     max_new_tokens: int,
     seed: int,
-    batch_size: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the prompts of all origins, and how many of each there are and were dropped."""
     tokenizer, config = load_tokenizer(model_dir)
     forms = Forms(tokenizer, config, max_new_tokens)
     rows, counts = [], {}
-    for origin in ORIGINS:
-        if origin.task == "chat" and not forms.has_chat:
-            continue
-        wanted = counted(origin, num_tokens)
-        if origin.written_tokens:
-            material = written_material(forms, model_dir, origin, wanted, seed, batch_size)
-        else:
-            material = found_material(origin.task, wanted, seed)
+    number = {origin: counted(origin, num_tokens) for origin in ORIGINS if forms.has_chat or origin.task != "chat"}
+    to_write = {origin: wanted for origin, wanted in number.items() if origin.written_tokens}
+    written = written_material(forms, model_dir, to_write, seed)
+    for origin, wanted in number.items():
+        material = written[origin] if origin in written else found_material(origin.task, wanted, seed)
         clean = [text for text in material if not overlaps(text, evaluated)]
         name = origin.name
         counts[name] = {"prompts": len(clean[:wanted]), "dropped": len(material) - len(clean)}
@@ -121,7 +117,6 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--num-tokens", type=int, required=True, help="output tokens that the prompts suffice for")
     parser.add_argument("--max-new-tokens", type=int, default=192)
-    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     add_device(parser)
     parser.add_argument("--output", type=Path, required=True)
@@ -142,7 +137,6 @@ def main() -> None:
             num_tokens=given.num_tokens,
             max_new_tokens=given.max_new_tokens,
             seed=given.seed,
-            batch_size=given.batch_size,
         )
         write(rows, {"seed": given.seed, "sources": counts})
 

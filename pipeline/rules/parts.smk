@@ -8,7 +8,7 @@ PART = f"results/parts/{{model}}/{SETTINGS.training.name}"
 rule training_prompts:
     """Gather prompts in the evaluated tasks' form, outside every evaluated set; what overlaps with one is dropped.
 
-    python -m pipeline.training_prompts --model results/models/smollm2-135m --num-tokens 200000 --max-new-tokens 192 --batch-size 64 --seed 0
+    python -m pipeline.training_prompts --model results/models/smollm2-135m --num-tokens 200000 --max-new-tokens 192 --seed 0
         --output results/parts/smollm2-135m/default/prompts.jsonl
     """
     input:
@@ -21,7 +21,6 @@ rule training_prompts:
         model=subpath(input.model, parent=True),
         num_tokens=SETTINGS.training.num_tokens,
         max_new_tokens=SETTINGS.training.max_new_tokens,
-        batch_size=SETTINGS.training.batch_size,
         seed=SETTINGS.training.seed,
         prompt_digests=[sources.prompt_digest(task.yaml) for task in TASKS.values()],
         device=SETTINGS.device,
@@ -34,8 +33,8 @@ rule training_prompts:
         "Gathering training prompts for {wildcards.model}"
     shell:
         "python -m pipeline.training_prompts --model {params.model:q}"
-        " --num-tokens {params.num_tokens} --max-new-tokens {params.max_new_tokens} --batch-size {params.batch_size}"
-        " --seed {params.seed} --device {params.device} --errors-as-rows --output {output.prompts:q} 2> >(tee {log:q} >&2)"
+        " --num-tokens {params.num_tokens} --max-new-tokens {params.max_new_tokens} --seed {params.seed}"
+        " --device {params.device} --errors-as-rows --output {output.prompts:q} 2> >(tee {log:q} >&2)"
 
 
 rule training_overlap:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import training_forms
+from pipeline.batching import Answer, Draw, Job
 from pipeline.errors import UserError
 from pipeline.prepare import build_requests, load_tokenizer
 from pipeline.tasks.loading import load_task
 from pipeline.tasks.source import to_jsonl
-from pipeline.training_forms import ORIGINS, Forms, cut_written
+from pipeline.training_forms import MOST_ROUNDS, ORIGINS, Forms, cut_written, written_material
 from pipeline.training_overlap import check_overlap
 from pipeline.training_prompts import embedded_ngrams, found_material, ngrams, ngrams_of, overlaps, words
 from pipeline.training_sources import code_documents, docstring_documents, prose_documents
@@ -139,3 +141,35 @@ def test_a_form_broken_off_is_the_beginning_of_the_prompt(smollm2: Path) -> None
         (whole,) = forms.of_task(origin, [f"{start} and so on"])
         assert whole["prompt"].startswith(prompt)
         assert not prompt.endswith(" ")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("usable", [True, False])
+def test_what_is_not_usable_is_asked_for_again_and_not_for_ever(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch, usable: bool
+) -> None:
+    tokenizer, config = load_tokenizer(smollm2)
+    forms = Forms(tokenizer, config, max_new_tokens=16)
+    rounds: list[list[Job]] = []
+
+    def every_other(target: None, jobs: list[Job], draw: Draw) -> list[Answer]:
+        rounds.append(jobs)
+        texts = [f"of this there are {len(rounds)} and {i}\nAnswer: no" if i % 2 else "no" for i in range(len(jobs))]
+        return [Answer(tokenizer(text if usable else "no")["input_ids"], True, None) for text in texts]
+
+    monkeypatch.setattr(training_forms, "shared_model", lambda folder: None)
+    monkeypatch.setattr(training_forms, "answer", every_other)
+    problems, sentences = origin_of("gsm8k"), origin_of("wmt14")
+    found = written_material(forms, smollm2, {problems: 40, sentences: 10}, seed=0)
+    assert len(rounds[0]) == 50  # both forms at once
+    assert len({job.prompt_ids for job in rounds[0]}) > 2
+    assert len({job.generator.initial_seed() for job in rounds[0] if job.generator}) == 50
+    if usable:
+        # Half are usable: 20 and 5 are missing after the first round, then 10 and 1, 5, 1; 8 at least are asked for.
+        assert [len(jobs) for jobs in rounds[1:]] == [20 + 8, 10 + 8, 8, 8]
+        assert len(found[problems]) >= 40
+        assert len(found[sentences]) >= 10
+        assert all(text.endswith(tuple("0123456789")) for text in found[problems])  # cut where the form goes on
+    else:
+        assert [len(jobs) for jobs in rounds] == [50] * MOST_ROUNDS
+        assert found == {problems: [], sentences: []}
