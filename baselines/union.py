@@ -1,10 +1,10 @@
 r"""Union: the trees of several drafters, merged under one node budget by estimated chance of acceptance.
 
-Drafters know different things: prompt lookup what was said before, recycling what the target thought before, Medusa's
-heads what it thinks now. Their trees are laid over each other as one trie, in which a token that several propose under
-the same parent is one candidate, and the ``num_nodes`` candidates whose product of chances along the path is greatest
-are read. With P the chance of a candidate given its parent, that maximises the expected number of accepted tokens,
-sum over nodes of the product of P along the node's path.
+Drafters know different things: prompt lookup what was said before, recycling what the target thought before, the slots
+of FasterDecodeMixer (or Medusa's heads) what it thinks now. Their trees are laid over each other as one trie, in which
+a token that several propose under the same parent is one candidate, and the ``num_nodes`` candidates whose product of
+chances along the path is greatest are read. With P the chance of a candidate given its parent, that maximises the
+expected number of accepted tokens, sum over nodes of the product of P along the node's path.
 
 A drafter's proposal is of a kind (:mod:`baselines.chances`): the step of the probability that the drafter itself gives
 it (``node_probabilities``, where there are any), else its depth and its rank among its siblings, with how many of the
@@ -21,7 +21,7 @@ does not depend on which prompts came before.
 
 Example::
 
-    drafter = UnionDrafter.from_target(target, parts={"heads": folder}, sampling=Sampling(), num_nodes=15)
+    drafter = UnionDrafter.from_target(target, parts={"mixer": folder}, sampling=Sampling(), num_nodes=15)
     drafter = UnionDrafter({"prompt_lookup": PromptLookupDrafter(), "recycling": RecyclingDrafter()}, num_nodes=15)
 """
 
@@ -45,8 +45,9 @@ DRAFTERS: Mapping[str, tuple[str, str]] = {
     "prompt_lookup": ("baselines.prompt_lookup:PromptLookupDrafter", "num_draft_tokens"),
     "recycling": ("baselines.recycling:RecyclingDrafter", "num_nodes"),
     "medusa": ("baselines.medusa:MedusaDrafter", "num_nodes"),
+    "fasterdecodemixer": ("shuffle.fasterdecodemixer.drafter:MixerDrafter", "num_nodes"),
 }
-DEFAULT_DRAFTERS = ("prompt_lookup", "recycling", "medusa")
+DEFAULT_DRAFTERS = ("prompt_lookup", "recycling", "fasterdecodemixer")
 WARM_DRAFTERS = ("recycling",)  # those that have the option warm_start themselves
 
 # Chance of a proposal without a probability, before any is counted, by how many of its drafter's last guesses in a row

@@ -92,7 +92,7 @@ RECYCLING: Mapping[str, Any] = {
     "warm_start": bool,
     "row_cost": NonNegativeFloat,
 }
-UNITED = Literal["prompt_lookup", "recycling", "medusa"]
+UNITED = Literal["prompt_lookup", "recycling", "medusa", "fasterdecodemixer"]
 UNION: Mapping[str, Any] = {
     "drafters": Annotated[list[UNITED], Field(min_length=1)],
     "num_nodes": PositiveInt,
@@ -102,7 +102,9 @@ UNION: Mapping[str, Any] = {
 
 
 def _union_needs(options: Mapping[str, Any]) -> tuple[Part, ...]:
-    return ("heads",) if "medusa" in options.get("drafters", ["medusa"]) else ()
+    """Return the parts of its drafters; one that there is not is refused where the union is built."""
+    drafters = options.get("drafters", ["fasterdecodemixer"])
+    return tuple(part for drafter in drafters if drafter in METHODS for part in METHODS[drafter].parts)
 
 
 def _ouroboros(warm_start: bool) -> Method:
@@ -153,9 +155,14 @@ METHODS: Mapping[str, Method] = {
         lossless=True,
         kind="drafter",
         options=UNION,
-        parts=("heads",),
+        parts=("mixer",),
         needs=_union_needs,
-        also=("baselines.prompt_lookup", "baselines.recycling", "baselines.medusa"),
+        also=(
+            "baselines.prompt_lookup",
+            "baselines.recycling",
+            "baselines.medusa",
+            "shuffle.fasterdecodemixer.drafter",
+        ),
     ),
     "fasterdecodemixer": Method(
         "shuffle.fasterdecodemixer.drafter:MixerDrafter",

@@ -101,7 +101,7 @@ def test_a_draft_of_another_vocabulary_is_the_cells_reason(model: Path, requests
         ("speculative", {}, [], "method 'speculative' needs --part draft=FOLDER"),
         ("speculative", {}, [("heads", Path("h"))], "method 'speculative' takes no 'heads'; known: draft"),
         ("lookahead", {}, [("draft", Path("d"))], "method 'lookahead' takes no 'draft'; it takes none"),
-        ("union", {}, [], "method 'union' needs --part heads=FOLDER"),
+        ("union", {}, [], "method 'union' needs --part mixer=FOLDER"),
         ("speculativ", {}, [], "did you mean 'speculative'?"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from baselines.union import UnionDrafter
 from decoding import Sampling, SpeculativeDecoder, TargetModel
 from decoding.typical import TypicalAcceptance
 from pipeline.config_file import read_yaml
@@ -149,11 +150,28 @@ def test_a_draft_of_another_vocabulary_is_refused_in_one_line(
             build_one()
 
 
-def test_a_union_of_drafters_without_heads_needs_none(target: TargetModel) -> None:
-    options = {"drafters": ["prompt_lookup", "recycling"]}
-    assert METHODS["union"].parts_with(options) == ()
-    assert build("union", target, {}, options).drafter.max_width > 1
-    assert METHODS["union"].parts_with({}) == ("heads",)
+@pytest.mark.parametrize(
+    ("drafters", "needed"),
+    [
+        (["prompt_lookup", "recycling"], ()),
+        (["medusa"], ("heads",)),
+        (["fasterdecodemixer", "medusa"], ("mixer", "heads")),
+        (None, ("mixer",)),
+    ],
+)
+def test_a_union_needs_what_its_drafters_need(
+    target: TargetModel, parts: dict[str, Path], drafters: list[str] | None, needed: tuple[str, ...]
+) -> None:
+    options = {"drafters": drafters} if drafters else {}
+    assert METHODS["union"].parts_with(options) == needed
+    built = build("union", target, {name: parts[name] for name in needed}, options).drafter
+    assert isinstance(built, UnionDrafter)
+    assert list(built.drafters) == (drafters or ["prompt_lookup", "recycling", "fasterdecodemixer"])
+
+
+def test_a_union_of_a_drafter_that_there_is_not_is_refused(target: TargetModel) -> None:
+    with pytest.raises(ValueError, match="drafters: unknown 'medus'; known: prompt_lookup, .*"):
+        build("union", target, {}, {"drafters": ["medus"]})
 
 
 def test_a_method_names_the_modules_that_it_imports_only_when_it_is_built() -> None:
