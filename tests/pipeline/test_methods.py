@@ -170,7 +170,7 @@ def test_a_union_needs_what_its_drafters_need(
 
 
 def test_a_union_of_a_drafter_that_there_is_not_is_refused(target: TargetModel) -> None:
-    with pytest.raises(ValueError, match="drafters: unknown 'medus'; known: prompt_lookup, .*"):
+    with pytest.raises(ValueError, match=r"drafters: unknown 'medus'; known: prompt_lookup, .*"):
         build("union", target, {}, {"drafters": ["medus"]})
 
 
