@@ -33,7 +33,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from decoding.linear import make_linear
+from decoding.part_layers import part_layer, rows_dtype
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,11 @@ class DecodingHeads:
         count = heads.num_heads if num_heads is None else num_heads
         if not 1 <= count <= heads.num_heads:
             raise ValueError(f"num_heads must be between 1 and {heads.num_heads}, the heads trained, not {num_heads}")
-        self.num_heads, self.dtype = count, dtype
+        self.num_heads, self.dtype = count, rows_dtype(dtype, device)
         weight, bias = heads.residual_weight.detach()[:count], heads.residual_bias.detach()[:count]
-        self.residual = make_linear(weight.flatten(0, 1).to(device, dtype), bias.flatten().to(device, dtype))
-        self.outputs = [make_linear(rows.to(device, dtype)) for rows in heads.output_weight.detach()[:count]]
-        numbers = weight.numel() + bias.numel() + heads.output_weight[:count].numel()
-        self.weight_bytes = numbers * torch.empty(0, dtype=dtype).element_size()
+        self.residual = part_layer(weight.flatten(0, 1), bias.flatten(), dtype, device)
+        self.outputs = [part_layer(rows, None, dtype, device) for rows in heads.output_weight.detach()[:count]]
+        self.weight_bytes = sum(layer.num_bytes for layer in (self.residual, *self.outputs))
 
     def __call__(self, hidden: Float[Tensor, " d"]) -> Float[Tensor, "k s"]:
         """Return the logits of every head for one hidden state."""

@@ -40,7 +40,7 @@ template <class T, class E>
 void write_cache(const Run<T, E>& run, const Layer& layer, int index) {
     const Model& m = run.m;
     const Batch& b = run.b;
-    const auto [from, to] = run.share(b.width * m.kv_heads);
+    const auto [from, to] = share(b.width * m.kv_heads);
     std::vector<float> key_row(m.head_dim);
     for (int64_t item = from; item < to; item++) {
         const int64_t w = item / m.kv_heads, head = item % m.kv_heads, row = run.slot(w) * m.head_dim;

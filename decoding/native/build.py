@@ -17,7 +17,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCES = ("forward.cpp", "attention.h", "int8.h", "lanes.h", "model.h", "panels.h", "top.h")
+SOURCES = ("forward.cpp", "attention.h", "int8.h", "lanes.h", "model.h", "panels.h", "product.h", "top.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-ffp-contract=off")
 COMPILERS = ("g++", "c++")
 

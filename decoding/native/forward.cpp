@@ -16,7 +16,7 @@
 
 #include "attention.h"
 #include "model.h"
-#include "panels.h"
+#include "product.h"
 #include "top.h"
 
 namespace {
@@ -26,7 +26,7 @@ template <class T, class W>
 struct Forward : Run<T, W> {
     typedef Run<T, W> Base;
     using Base::m, Base::b, Base::x, Base::normal, Base::qkv, Base::input, Base::activated;
-    using Base::tall, Base::Base, Base::packed, Base::share;
+    using Base::tall, Base::Base, Base::packed;
 
     // Shared out by rows; in int8, where numbers of all rows enter products side by side and it takes longer, by columns,
     // so that no two threads write to the same lines of the processor's cache.
@@ -55,43 +55,6 @@ struct Forward : Run<T, W> {
         }
     }
 
-    static const W* panel(const Linear& linear, int64_t p) {
-        return static_cast<const W*>(linear.weight) + p * Panel<W>::stride(linear.k);
-    }
-
-    // Two panels of as many inputs times a block of rows; sums [2][rows][PARTS].
-    void two_panels(const W* first, const W* second, const typename Panel<W>::Input* x, int rows, int64_t k, Floats* sums) {
-        if constexpr (Panel<W>::TALL < ROWS) {
-            if (tall < ROWS) return panels_times<W, 2, Panel<W>::TALL>({first, second}, x, rows, int(k), sums);
-        }
-        panels_times<W, 1>({first}, x, rows, int(k), sums);
-        panels_times<W, 1>({second}, x, rows, int(k), sums + rows * PARTS);
-    }
-
-    // y[row, n] (=, +=) from[row] . weight[n] + bias[n]; the panels are shared out among the threads.
-    template <Store HOW>
-    void product(const Linear& linear, const Packed<W>& from, int64_t first_row, float* y) {
-        const int64_t panels = (linear.n + PANEL - 1) / PANEL, together = tall < ROWS ? 2 : 1;
-        const auto [first, last] = share((panels + together - 1) / together);
-        Floats sums[2 * ROWS * PARTS];
-        for (int64_t p = first * together; p < last * together; p += together) {
-            const int64_t end = std::min(panels, p + together);
-            for (int64_t r = first_row / tall * tall; r < b.width; r += tall) {
-                const int some = int(std::min(tall, b.width - r)), skip = int(std::max<int64_t>(0, first_row - r));
-                if (end == p + 2)
-                    two_panels(panel(linear, p), panel(linear, p + 1), from.block(r), some, linear.k, sums);
-                else
-                    panels_times<W, 1>({panel(linear, p)}, from.block(r), some, int(linear.k), sums);
-                for (int64_t q = p; q < end; q++) {
-                    const int count = int(std::min<int64_t>(PANEL, linear.n - q * PANEL));
-                    const float* bias = linear.bias ? linear.bias + q * PANEL : nullptr;
-                    float* to = y + (r + skip - first_row) * linear.n + q * PANEL;
-                    store<HOW>(sums + ((q - p) * some + skip) * PARTS, some - skip, bias, to, linear.n, count);
-                }
-            }
-        }
-    }
-
     // activated = silu(gate) * up, panel by panel.
     void gate_and_up(const Layer& layer, int64_t start) {
         const auto [first, last] = share(m.intermediate / PANEL);
@@ -100,7 +63,7 @@ struct Forward : Run<T, W> {
         for (int64_t p = first; p < last; p++) {
             for (int64_t r = start; r < b.width; r += tall) {
                 const int some = int(std::min(tall, b.width - r));
-                two_panels(panel(layer.gate, p), panel(layer.up, p), from.block(r), some, layer.gate.k, sums);
+                two_panels<W>(panel<W>(layer.gate, p), panel<W>(layer.up, p), from.block(r), some, tall, layer.gate.k, sums);
                 const Floats *gates = sums, *ups = sums + some * PARTS;
                 for (int i = 0; i < some * PARTS; i++) {
                     const int64_t at = p * PANEL + i % PARTS * LANES;
@@ -133,21 +96,21 @@ struct Forward : Run<T, W> {
             float* rows = x + start * m.hidden;
             normalise(layer.input_norm, 0);
 #pragma omp barrier
-            product<Store::SET>(layer.query_key_value, packed(input, m.hidden), 0, qkv);
+            product<W, Store::SET>(layer.query_key_value, packed(input, m.hidden), 0, qkv);
 #pragma omp barrier
             write_cache(*this, layer, index);
 #pragma omp barrier
             attend(*this, layer, index, start);
 #pragma omp barrier
             enter(packed(input, m.heads * m.head_dim), start);
-            product<Store::ADD>(layer.output, packed(input, m.heads * m.head_dim), start, rows);
+            product<W, Store::ADD>(layer.output, packed(input, m.heads * m.head_dim), start, rows);
 #pragma omp barrier
             normalise(layer.mlp_norm, start);
 #pragma omp barrier
             gate_and_up(layer, start);
 #pragma omp barrier
             enter(packed(activated, m.intermediate), start);
-            product<Store::ADD>(layer.down, packed(activated, m.intermediate), start, rows);
+            product<W, Store::ADD>(layer.down, packed(activated, m.intermediate), start, rows);
 #pragma omp barrier
         }
         normalise(m.norm, b.first_row / tall * tall);
@@ -155,7 +118,7 @@ struct Forward : Run<T, W> {
         const auto [from, to] = share((b.width - b.first_row) * m.hidden);
         const float* wanted = normal + b.first_row * m.hidden;
         std::copy(wanted + from, wanted + to, b.hidden + from);
-        if (b.logits) product<Store::SET>(m.head, packed(input, m.hidden), b.first_row, b.logits);
+        if (b.logits) product<W, Store::SET>(m.head, packed(input, m.hidden), b.first_row, b.logits);
     }
 };
 
@@ -176,7 +139,7 @@ float sum_of(const float* data, int64_t n) {
 #pragma omp parallel reduction(+ : sum)
     {
         constexpr int AT_ONCE = 8;
-        const auto [from, to] = Run<float, float>::share(n / (AT_ONCE * LANES));
+        const auto [from, to] = share(n / (AT_ONCE * LANES));
         Floats sums[AT_ONCE] = {};
         for (int64_t i = from; i < to; i++)
             for (int k = 0; k < AT_ONCE; k++) sums[k] += load<Floats>(data + (i * AT_ONCE + k) * LANES);
@@ -193,6 +156,15 @@ int64_t scratch_floats(const Model* m, int64_t width) {
 }
 
 int64_t int8_place() { return PLACE; }  // of weights in int8: neighbours that lie side by side
+
+// y[row] = x[row] . weight + bias for ``rows`` rows of ``k`` floats, the weight in bfloat16: what a drafter computes.
+void multiply_bfloat16(const Linear* linear, const float* x, int64_t rows, int64_t k, float* scratch, float* y) {
+    typedef Packed<bf16> Rows;
+    const Rows packed{reinterpret_cast<Rows::Input*>(scratch), rows, linear->k, rows > ROWS ? Panel<bf16>::TALL : ROWS};
+    for (int64_t row = 0; row < rows; row++) packed.write(row, 0, x + row * k, k);
+#pragma omp parallel
+    product<bf16, Store::SET>(*linear, packed, 0, y);
+}
 
 void forward_float32(const Model* model, const Batch* batch) { run<float, float>(*model, *batch); }
 void forward_bfloat16(const Model* model, const Batch* batch) { run<bf16, bf16>(*model, *batch); }

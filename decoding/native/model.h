@@ -2,20 +2,11 @@
 
 #pragma once
 
-#include <omp.h>
-
-#include <utility>
 #include <vector>
 
-#include "int8.h"
+#include "product.h"
 
 extern "C" {
-
-struct Linear {
-    const void* weight;  // packed
-    const float* bias;   // or null
-    int64_t n, k;        // k is padded to a whole number of pairs, in int8 of blocks
-};
 
 struct Layer {
     const float* input_norm;
@@ -116,12 +107,6 @@ struct Run {
     }
     T* values(int layer, int head, int64_t w) const {
         return keys(layer, head, w) + m.kv_heads * b.capacity * m.head_dim;
-    }
-
-    // The part of [0, count) that is this thread's.
-    static std::pair<int64_t, int64_t> share(int64_t count) {
-        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-        return {count * thread / threads, count * (thread + 1) / threads};
     }
 
     Packed<E> packed(Input* data, int64_t k) const { return {data, b.width, Packed<E>::padded(k), tall}; }

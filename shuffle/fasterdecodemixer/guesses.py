@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from decoding.linear import Linear, make_linear
+from decoding.part_layers import PartLayer, part_layer, rows_dtype
 from decoding.ranking import most_likely
 from shuffle.fasterdecodemixer.model import FasterDecodeMixer, Slots, log_shares
 from shuffle.shufflelm.mixer import MixerBlock
@@ -55,10 +55,10 @@ class DecodingMixer:
 
     def __init__(self, mixer: FasterDecodeMixer, dtype: torch.dtype, device: torch.device) -> None:
         config = mixer.config
-        self.dtype, self.config = dtype, config
-        mixer.eval().requires_grad_(False).to(device=device, dtype=dtype)
+        self.dtype, self.config = rows_dtype(dtype, device), config
+        mixer.eval().requires_grad_(False).to(device=device, dtype=self.dtype)
         self.mixer = mixer
-        self._linears: list[Linear] = []
+        self._linears: list[PartLayer] = []
         self.merge, self.fan, self.blend = (self._laid_out(part) for part in (mixer.merge, mixer.fan, mixer.blend))
         self.blocks = mixer.mixer_blocks()
         self.channels = [(self._laid_out(b.channels_up), self._laid_out(b.channels_down)) for b in self.blocks]
@@ -76,11 +76,11 @@ class DecodingMixer:
         self.row_of = {token: row for row, token in enumerate(self.tokens)}
         self.weight_bytes = sum(linear.num_bytes for linear in self._linears)
 
-    def _packed(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        self._linears.append(make_linear(weight, bias))
+    def _packed(self, weight: Tensor, bias: Tensor | None) -> PartLayer:
+        self._linears.append(part_layer(weight, bias, self.dtype, weight.device))
         return self._linears[-1]
 
-    def _laid_out(self, linear: torch.nn.Linear) -> Linear:
+    def _laid_out(self, linear: torch.nn.Linear) -> PartLayer:
         return self._packed(linear.weight, linear.bias)
 
     @torch.inference_mode()

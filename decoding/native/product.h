@@ -1,0 +1,69 @@
+// A whole product of rows with a linear layer's weight, its panels shared out among the threads.
+
+#pragma once
+
+#include <omp.h>
+
+#include <utility>
+
+#include "int8.h"
+
+extern "C" {
+
+struct Linear {
+    const void* weight;  // packed
+    const float* bias;   // or null
+    int64_t n, k;        // k is padded to a whole number of pairs, in int8 of blocks
+};
+}
+
+namespace {
+
+// The part of [0, count) that is this thread's.
+inline std::pair<int64_t, int64_t> share(int64_t count) {
+    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    return {count * thread / threads, count * (thread + 1) / threads};
+}
+
+template <class W>
+inline const W* panel(const Linear& linear, int64_t p) {
+    return static_cast<const W*>(linear.weight) + p * Panel<W>::stride(linear.k);
+}
+
+// Two panels of as many inputs times a block of rows; sums [2][rows][PARTS].
+template <class W>
+inline void two_panels(const W* first, const W* second, const typename Panel<W>::Input* x, int rows, int64_t tall, int64_t k,
+                       Floats* sums) {
+    if constexpr (Panel<W>::TALL < ROWS) {
+        if (tall < ROWS) return panels_times<W, 2, Panel<W>::TALL>({first, second}, x, rows, int(k), sums);
+    }
+    panels_times<W, 1>({first}, x, rows, int(k), sums);
+    panels_times<W, 1>({second}, x, rows, int(k), sums + rows * PARTS);
+}
+
+// y[row, n] (=, +=) from[row] . weight[n] + bias[n] for the rows from ``first_row`` on, the first of y.
+template <class W, Store HOW>
+void product(const Linear& linear, const Packed<W>& from, int64_t first_row, float* y) {
+    const int64_t tall = from.tall;
+    const int64_t panels = (linear.n + PANEL - 1) / PANEL, together = tall < ROWS ? 2 : 1;
+    const auto [first, last] = share((panels + together - 1) / together);
+    Floats sums[2 * ROWS * PARTS];
+    for (int64_t p = first * together; p < last * together; p += together) {
+        const int64_t end = std::min(panels, p + together);
+        for (int64_t r = first_row / tall * tall; r < from.rows; r += tall) {
+            const int some = int(std::min(tall, from.rows - r)), skip = int(std::max<int64_t>(0, first_row - r));
+            if (end == p + 2)
+                two_panels<W>(panel<W>(linear, p), panel<W>(linear, p + 1), from.block(r), some, tall, linear.k, sums);
+            else
+                panels_times<W, 1>({panel<W>(linear, p)}, from.block(r), some, int(linear.k), sums);
+            for (int64_t q = p; q < end; q++) {
+                const int count = int(std::min<int64_t>(PANEL, linear.n - q * PANEL));
+                const float* bias = linear.bias ? linear.bias + q * PANEL : nullptr;
+                float* to = y + (r + skip - first_row) * linear.n + q * PANEL;
+                store<HOW>(sums + ((q - p) * some + skip) * PARTS, some - skip, bias, to, linear.n, count);
+            }
+        }
+    }
+}
+
+}  // namespace
