@@ -19,6 +19,7 @@ from baselines.medusa_heads import (
     rows_of,
     save_heads,
 )
+from decoding import part_layers
 
 K, D, SHORTLIST = 3, 8, (2, 5, 6, 9, 11)
 
@@ -44,7 +45,10 @@ def naive(tensors: dict[str, torch.Tensor], hidden: list[float]) -> list[list[fl
     return logits
 
 
-def test_both_forwards_compute_the_formula_of_the_saved_tensors(tmp_path: Path) -> None:
+def test_both_forwards_compute_the_formula_of_the_saved_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_layers, "can_multiply", lambda device: False)  # which rounds: see the next test
     heads = random_heads()
     save_heads(tmp_path, heads, HeadsRecord(K, D, SHORTLIST))
     hidden = torch.randn(4, D)
@@ -55,6 +59,15 @@ def test_both_forwards_compute_the_formula_of_the_saved_tensors(tmp_path: Path) 
         torch.testing.assert_close(packed(hidden[row]), expected[row], atol=1e-5, rtol=1e-4)
     fewer = DecodingHeads(heads, torch.float32, torch.device("cpu"), num_heads=2)
     torch.testing.assert_close(fewer(hidden[0]), expected[0, :2], atol=1e-5, rtol=1e-4)
+
+
+def test_the_compiled_code_reads_them_as_bfloat16_rounds_them() -> None:
+    heads, hidden = random_heads().requires_grad_(False), torch.randn(D)
+    expected = heads(hidden[None])[:, 0]
+    found = DecodingHeads(heads, torch.float32, torch.device("cpu"))(hidden)
+    assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())
+    bfloat16 = DecodingHeads(heads, torch.bfloat16, torch.device("cpu"))(hidden)
+    assert float((bfloat16 - expected).abs().max()) < 0.02 * float(expected.abs().max())
 
 
 def test_untrained_heads_say_what_the_output_rows_say() -> None:

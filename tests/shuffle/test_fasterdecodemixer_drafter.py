@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from decoding import CandidateTree, Sampling, SpeculativeDecoder, TargetModel, Verdict
+from decoding import CandidateTree, Sampling, SpeculativeDecoder, TargetModel, Verdict, part_layers
 from decoding.sampling import GREEDY
 from shuffle.fasterdecodemixer.config import MixerConfig
 from shuffle.fasterdecodemixer.drafter import MixerDrafter, grow
@@ -95,8 +95,9 @@ def paths_of(tree: CandidateTree) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_slots": 3}, {"num_mixer_layers": 2}, {"num_positions": 1}])
-def test_guesses_are_those_of_the_model(changes: dict[str, int]) -> None:
+def test_guesses_are_those_of_the_model(changes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Chances, links and keep from the model as it is trained, told one parent at a time."""
+    monkeypatch.setattr(part_layers, "can_multiply", lambda device: False)  # which rounds: see the next test
     mixer = new_mixer(**changes)
     positions, size = mixer.config.num_positions, len(SHORTLIST)
     hidden, context = torch.randn(D, generator=torch.Generator().manual_seed(3)), [9, 4, 8]
@@ -126,6 +127,26 @@ def test_guesses_are_those_of_the_model(changes: dict[str, int]) -> None:
             expected, total = expected + float(weights[k, j] * chance), total + float(weights[k, j])
         expected = expected / total if total else float(p[j, child])
         assert guesses.links[j - 1][a][b] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_code_guesses_what_torch_does_but_for_rounding(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, context = torch.randn(D, generator=torch.Generator().manual_seed(3)), [9, 4, 8]
+    found = DecodingMixer(new_mixer(), dtype, torch.device("cpu"))(hidden, context)
+    monkeypatch.setattr(part_layers, "can_multiply", lambda device: False)
+    expected = DecodingMixer(new_mixer(), torch.float32, torch.device("cpu"))(hidden, context)
+    for tokens, chances, others, theirs in zip(
+        found.tokens, found.chances, expected.tokens, expected.chances, strict=True
+    ):
+        chance_of = dict(zip(others, theirs, strict=True))
+        near = [
+            abs(chance - chance_of[token]) for token, chance in zip(tokens, chances, strict=True) if token in chance_of
+        ]
+        assert len(near) >= len(tokens) - 2
+        assert max(near) < 0.02
+    assert found.keep == pytest.approx(expected.keep, abs=0.02)
 
 
 def test_a_token_off_the_shortlist_is_told_as_unknown() -> None:
