@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from decoding.native.build import attempt, load_library
-from decoding.native.engine import NativeLinear
+from decoding.native.build import load_library
+from decoding.native.engine import NativeLinear, can_sum
 
 
 def can_multiply(device: torch.device) -> bool:
-    """Whether there is a compiled library for this device."""
-    return device.type == "cpu" and attempt()[0] is not None
+    """Whether there is a compiled library, and for this device."""
+    return device.type == "cpu" and can_sum()
 
 
 class NativeProduct(NativeLinear):
