@@ -30,7 +30,8 @@ from torch import Tensor
 from baselines.medusa_heads import DecodingHeads, HeadsRecord, check_fits, load_heads
 from baselines.medusa_tree import Shape, fit_paths, grow, shape_of
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
-from decoding.ranking import most_likely
+from decoding.ranking import Top, most_likely
+from decoding.replay import Replayed
 
 TOP_CHOICES = 10  # choices of a head that a dynamic tree may take, as in Medusa
 
@@ -74,6 +75,7 @@ class MedusaDrafter:
         self.max_width = self.num_nodes + 1
         self.node_probabilities: Sequence[float] | None = None
         self._hidden: Float[Tensor, " d"] | None = None
+        self._read = Replayed(self._top, heads.device)
 
     @property
     def part_bytes(self) -> int:
@@ -140,8 +142,11 @@ class MedusaDrafter:
     @torch.inference_mode()
     def _choices(self, hidden: Float[Tensor, " d"]) -> tuple[list[list[int]], list[list[float]]]:
         """Return the rows of each head's top choices and, for a dynamic tree, their probabilities."""
-        top = most_likely(self.heads(hidden).float(), self.num_choices)
-        return top.ids.tolist(), [] if self.shape is not None else top.log_probabilities.exp().tolist()
+        ids, log_probabilities = self._read(hidden)
+        return ids.tolist(), [] if self.shape is not None else log_probabilities.exp().tolist()
+
+    def _top(self, hidden: Float[Tensor, " d"]) -> Top:
+        return most_likely(self.heads(hidden).float(), self.num_choices)
 
 
 def choose_shape(tree: str | list[list[int]], record: HeadsRecord, num_heads: int, num_nodes: int) -> Shape | None:

@@ -122,7 +122,7 @@ class DecodingHeads:
         count = heads.num_heads if num_heads is None else num_heads
         if not 1 <= count <= heads.num_heads:
             raise ValueError(f"num_heads must be between 1 and {heads.num_heads}, the heads trained, not {num_heads}")
-        self.num_heads, self.dtype = count, rows_dtype(dtype, device)
+        self.num_heads, self.dtype, self.device = count, rows_dtype(dtype, device), device
         weight, bias = heads.residual_weight.detach()[:count], heads.residual_bias.detach()[:count]
         self.residual = part_layer(weight.flatten(0, 1), bias.flatten(), dtype, device)
         self.outputs = [part_layer(rows, None, dtype, device) for rows in heads.output_weight.detach()[:count]]

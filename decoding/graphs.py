@@ -23,7 +23,7 @@ Example::
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -192,14 +192,16 @@ def first_line(error: RuntimeError) -> str:
 
 def capture(weights: LlamaWeights, cache: KVCache, numbers: Int[Tensor, "w3 w"]) -> Captured:
     """Record the forward pass of ``numbers``; see :func:`record`."""
-    recorded = record(lambda static: decode(weights, cache, static), numbers, weights.embedding.device)
-    return Captured(weakref.ref(cache), *recorded)
+    graph, (static,), (logits, hidden) = record(
+        lambda static: decode(weights, cache, static), [numbers], weights.embedding.device
+    )
+    return Captured(weakref.ref(cache), graph, static, logits, hidden)
 
 
 def record(
-    run: Callable[[Tensor], tuple[Tensor, Tensor]], numbers: Tensor, device: torch.device
-) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]:
-    """Record what ``run`` does with ``numbers``; return the graph, its static copy of the numbers, and its outputs.
+    run: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], device: torch.device
+) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Record what ``run`` does with ``inputs``; return the graph, its static copies of the inputs, and its outputs.
 
     Recording runs nothing: the outputs are filled by the first replay. The warm-up runs on a stream of its own, as a
     capture must not see what it starts; what it writes to a cache the replay writes again.
@@ -208,14 +210,14 @@ def record(
         RuntimeError: it cannot be captured.
     """
     with torch.cuda.device(device):
-        static = numbers.to(device, copy=True)
+        statics = tuple(given.to(device, copy=True) for given in inputs)
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
-                run(static)
+                run(*statics)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            logits, hidden = run(static)
-    return graph, static, logits, hidden
+            outputs = run(*statics)
+    return graph, statics, outputs

@@ -2,7 +2,7 @@ r"""Caches of many texts in one buffer, so that one forward pass reads the next 
 
 For throughput on the engine that torch runs: the compiled one reads separate caches by itself. Every pass goes over all
 places of the pool, those of texts that are over too, whose rows are of no account: the shapes never change, and on CUDA
-the pass is captured as a graph (:mod:`decoding.graphs`). In reduced precision a row's logits depend a little on the
+the pass is captured as a graph (:mod:`decoding.replay`). In reduced precision a row's logits depend a little on the
 number of places; in float32 they are those of the text read alone.
 
 Example::
@@ -15,16 +15,18 @@ Example::
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from decoding import graphs
 from decoding.cache import KVCache, additive
 from decoding.llama import LlamaWeights, forward
+from decoding.replay import Replayed
 
 
 class PooledCache(KVCache):
@@ -41,9 +43,6 @@ class CachePool:
         count: places for texts.
         weights: of the model that reads; all on one device.
         capacity: rows of each.
-
-    Attributes:
-        problem: why passes are not captured on a device that could, in one line; None while they are.
     """
 
     def __init__(self, count: int, weights: LlamaWeights, capacity: int) -> None:
@@ -52,9 +51,14 @@ class CachePool:
         shape = (len(weights.layers), 2, count, weights.num_kv_heads, capacity, weights.head_dim)
         # Zeros, not empty: a masked row still enters attention with weight 0, and 0 x NaN is NaN.
         self.buffer = torch.zeros(shape, dtype=weights.embedding.dtype, device=device)
-        self.problem: str | None = None
         self._places = torch.arange(count, device=device)
-        self._captured: tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor] | None = None
+        # A pool that held itself would keep its memory until the garbage collector comes by.
+        self._read = Replayed(partial(decode_texts, weakref.proxy(self)), device)
+
+    @property
+    def problem(self) -> str | None:
+        """Why passes are not captured on a device that could, in one line; None while they are."""
+        return self._read.problem
 
     def caches(self) -> list[KVCache]:
         """Return a cache for each place. They hold the pool, and it does not hold them."""
@@ -73,23 +77,9 @@ class CachePool:
         # What is read for the other places goes to their last row, which a text that is over no longer needs.
         numbers = torch.tensor([[0], [self.capacity - 1]]).repeat(1, len(self._places))
         numbers[:, list(places)] = torch.tensor([tokens, rows])
-        logits, hidden = self._run(numbers)
+        logits, hidden = self._read(numbers)
         asked = torch.tensor(places, device=logits.device)
         return logits[asked], hidden[asked]
-
-    def _run(self, numbers: Int[Tensor, "2 n"]) -> tuple[Tensor, Tensor]:
-        device = self.buffer.device
-        if self._captured is None and self.problem is None and device.type in graphs.DEVICE_TYPES:
-            try:
-                self._captured = graphs.record(lambda static: decode_texts(self, static), numbers, device)
-            except RuntimeError as error:
-                self.problem = graphs.first_line(error)
-        if self._captured is None:
-            return decode_texts(self, numbers.to(device))
-        graph, static, logits, hidden = self._captured
-        static.copy_(numbers)
-        graph.replay()
-        return logits, hidden
 
     def write(
         self,

@@ -31,6 +31,7 @@ from decoding.target import TreeOutput
 
 MOST_ROWS = 48
 TOGETHER = 4096  # tokens of prompts, with their padding, that are read in one pass at most
+REFILL = 6  # a part of the places, one in so many, is free before prompts are read into them in one pass
 ROOM = 1.5  # of the weights, with the caches of so many texts
 # The nucleus is looked for among so many tokens: sorting the whole vocabulary would cost more than a forward pass.
 NUCLEUS_WITHIN = 256
@@ -121,14 +122,13 @@ class Place:
         """Take what the cache holds for nothing."""
         self.prompt, self.cache.length = (), 0
 
-    def begin(self, target: TargetModel, number: int, prompt: tuple[int, ...], others: Sequence[Place]) -> TreeOutput:
+    def begin(self, target: TargetModel, prompt: tuple[int, ...], others: Sequence[Place]) -> TreeOutput:
         """Read a prompt, all but what another place has read already; return what comes first, a row."""
         donor = max(others, key=lambda row: common(row.prompt, prompt))
         shared = min(common(donor.prompt, prompt), len(prompt) - 1)
         if donor is not self:
             for buffer, theirs in zip(self.cache.buffers, donor.cache.buffers, strict=True):
                 buffer[:, :, :, :shared] = theirs[:, :, :, :shared]
-        self.job, self.prompt, self.text, self.states = number, prompt, [], []
         self.cache.length = shared
         if shared == 0:
             return target.prefill(self.cache, prompt)
@@ -184,19 +184,15 @@ def answers_as_they_end(
     for row in rows:
         row.forget()
     ended: list[tuple[int, Answer]] = []
-    waiting = iter(enumerate(jobs))
     live: list[Place] = []
     free = list(rows)
-    for row, token, read_at in _begun_together(target, free, jobs, draw):
-        next(waiting)
-        _place(row, token, read_at if with_states else None, jobs, ended, live, free)
+    begun = 0
     while True:
-        while free and (following := next(waiting, None)) is not None:
-            number, job = following
-            row = free.pop()
-            first = row.begin(target, number, job.prompt_ids, rows)
-            state = first.hidden[0] if with_states else None
-            _place(row, choose(first.logits, draw, [job.generator])[0], state, jobs, ended, live, free)
+        while count := _read_now(target, rows, free, live, jobs[begun:]):
+            first = _begun(target, rows, free, range(begun, begun + count), jobs, draw)
+            for row, token, state in first:
+                _place(row, token, state if with_states else None, jobs, ended, live, free)
+            begun += count
         yield from ended
         ended.clear()
         if not live:
@@ -209,30 +205,49 @@ def answers_as_they_end(
             _place(row, token, state, jobs, ended, live, free)
 
 
-def _begun_together(
-    target: TargetModel, free: list[Place], jobs: Sequence[Job], draw: Draw
-) -> Iterator[tuple[Place, int, Float[Tensor, " d"]]]:
-    """Take a place for each of the first jobs and read their prompts in one pass, where that is one; else take none.
+def _read_now(
+    target: TargetModel, rows: Sequence[Place], free: Sequence[Place], live: Sequence[Place], waiting: Sequence[Job]
+) -> int:
+    """Return how many of the ``waiting`` prompts are to be read in one pass, before the next tokens are; 0: none.
 
-    The compiled engine reads them one by one as fast, and less where they begin alike.
+    The compiled engine reads them one by one as fast, and less where they begin alike. On torch's a pass over several
+    costs hardly more than over one, so some places are left free until there are enough.
     """
-    first = jobs[: len(free)]
-    if target.native is not None or len(first) < 2:
-        return
-    prompts = [job.prompt_ids for job in first]
-    longest, room = max(map(len, prompts)), min(free[0].cache.capacity, target.max_context)
-    if len(first) * longest > TOGETHER or longest > room:
-        return
-    taken = [free.pop() for _ in first]
-    found = prefill_together([row.cache for row in taken], prompts)
-    if found is None:
-        free.extend(reversed(taken))
-        return
-    logits, hidden = found
-    for number, (row, prompt) in enumerate(zip(taken, prompts, strict=True)):
+    most = min(len(free), len(waiting))
+    if not most or target.native is not None or not target.reads_together:
+        return min(most, 1)
+    if live and most < min(len(waiting), max(1, len(rows) // REFILL)):
+        return 0
+    room, longest = min(free[0].cache.capacity, target.max_context), 0
+    for count, job in enumerate(waiting[:most]):
+        longest = max(longest, len(job.prompt_ids))
+        if (count + 1) * longest > TOGETHER or longest > room:
+            return max(count, 1)
+    return most
+
+
+def _begun(
+    target: TargetModel,
+    rows: Sequence[Place],
+    free: list[Place],
+    numbers: Sequence[int],
+    jobs: Sequence[Job],
+    draw: Draw,
+) -> list[tuple[Place, int, Float[Tensor, " d"]]]:
+    """Take a free place for each of these jobs and read its prompt; return each one's first token, and its state."""
+    taken, prompts = [free.pop() for _ in numbers], [jobs[number].prompt_ids for number in numbers]
+    if len(taken) == 1:
+        logits, hidden = taken[0].begin(target, prompts[0], rows)
+    else:
+        for row in taken:
+            row.forget()
+        found = prefill_together([row.cache for row in taken], prompts)
+        assert found is not None  # such a target's caches share a pool
+        logits, hidden = found
+    for number, row, prompt in zip(numbers, taken, prompts, strict=True):
         row.job, row.prompt, row.text, row.states = number, prompt, [], []
-    tokens = choose(logits, draw, [job.generator for job in first])
-    yield from zip(taken, tokens, hidden, strict=True)
+    tokens = choose(logits, draw, [jobs[number].generator for number in numbers])
+    return list(zip(taken, tokens, hidden, strict=True))
 
 
 def _place(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from decoding.part_layers import PartLayer, part_layer, rows_dtype
 from decoding.ranking import most_likely
+from decoding.replay import Replayed
 from shuffle.fasterdecodemixer.model import FasterDecodeMixer, Slots, log_shares
 from shuffle.shufflelm.mixer import MixerBlock
 from shuffle.shufflelm.rotary import targets
@@ -73,8 +74,10 @@ class DecodingMixer:
         self.positions = torch.arange(config.num_positions, device=device)
         self.places = targets(self.positions, mixer.omega.to(device)).flatten(1).T
         self.tokens = mixer.shortlist.tolist()
+        self.unknown = torch.tensor(len(self.tokens), device=device)
         self.row_of = {token: row for row, token in enumerate(self.tokens)}
         self.weight_bytes = sum(linear.num_bytes for linear in self._linears)
+        self._read = Replayed(self._guess, device)
 
     def _packed(self, weight: Tensor, bias: Tensor | None) -> PartLayer:
         self._linears.append(part_layer(weight, bias, self.dtype, weight.device))
@@ -88,11 +91,22 @@ class DecodingMixer:
         """Return what the slots say after the text ``context``, whose last token was chosen from ``hidden``."""
         unknown, told = len(self.tokens), context[-self.config.num_context :]
         rows = [unknown] * (self.config.num_context - len(told)) + [self.row_of.get(token, unknown) for token in told]
-        slots = self.slots(hidden.to(self.dtype), rows)
+        # From a GPU in one piece: each piece is waited for.
+        packed = self._read(hidden.to(self.dtype), torch.tensor(rows))[0].cpu()
+        count, width = self.config.num_positions, min(CANDIDATES, unknown)
+        sizes = [count * width, count * width, (count - 1) * width * width, count]
+        best, chances, links, keep = packed.split(sizes)
+        tokens = [[self.tokens[int(row)] for row in position] for position in best.view(count, width).tolist()]
+        after = links.view(count - 1, width, width).tolist()
+        return Guesses(tokens, chances.view(count, width).tolist(), after, keep.tolist())
+
+    def _guess(self, hidden: Float[Tensor, " d"], rows: Int[Tensor, " c"]) -> tuple[Float[Tensor, " n"]]:
+        """Return each position's candidates (as rows), their chances, their links and the keep chances, one by one."""
+        slots = self.slots(hidden, rows)
         homes, states = slots.homes[0], slots.states[0]
         weights = log_shares(slots.scores, slots.keep_logits, self.config.position_sharpness)[0].exp()
         blended = self.blend(states)
-        before = torch.where(homes == 0, rows[-1], unknown)
+        before = torch.where(homes == 0, rows[-1], self.unknown)
         logits = self.output(states + F.silu(blended + self.follow[before])).float()
         probabilities = logits.softmax(-1)
         mixed = weights.T @ probabilities
@@ -106,10 +120,10 @@ class DecodingMixer:
         totals = shares.sum(1)[1:, None, None]
         links = torch.where(totals > 0, links / totals.clamp(min=1e-9), chances[1:, None])
         keep = (own * slots.keep_logits[0].float().sigmoid()).amax(1)
-        tokens = [[self.tokens[row] for row in position] for position in best.tolist()]
-        return Guesses(tokens, chances.tolist(), links.tolist(), keep.tolist())
+        # A row of a shortlist is below 2^24, so a float32 says it exactly.
+        return (torch.cat([part.flatten() for part in (best.float(), chances, links, keep)]),)
 
-    def slots(self, hidden: Float[Tensor, " d"], context: Sequence[int]) -> Slots:
+    def slots(self, hidden: Float[Tensor, " d"], context: Int[Tensor, " c"]) -> Slots:
         """Return the slots of one hidden state, as :meth:`FasterDecodeMixer.slots` does; ``context`` are rows."""
         x = hidden + F.silu(self.merge(torch.cat([hidden, self.embedded[context].flatten()])[None]))
         x = x + F.silu(self.fan(x)).view(self.config.num_slots, -1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from decoding import TargetModel
+from decoding.pool import prefill_together
 from decoding.stopping import Ending, StopStrings
 from pipeline import batching
 from pipeline.batching import Draw, Job, answer, answers_as_they_end, choose, common, places_for
@@ -40,11 +41,49 @@ def test_a_batch_answers_as_one_at_a_time(
     reference = save_model(tmp_path / "model", member)
     model = TargetModel.from_pretrained(tmp_path / "model", dtype=torch.float32, engine=engine)
     jobs = jobs_of(PROMPTS)
-    together = len(list(batching._begun_together(model, places_for(model, jobs), jobs, Draw())))
-    assert together == (len(PROMPTS) if most and model.native is None else 0)
+    places = places_for(model, jobs)
+    together = batching._read_now(model, places, places, [], jobs)
+    assert together == (len(PROMPTS) if most and model.native is None else 1)
     found = answer(model, jobs_of(PROMPTS))
     assert [text.ids for text in found] == [greedy_of(reference, prompt, 12) for prompt in PROMPTS]
     assert [text.finished for text in found] == [text.ids[-1] == 2 for text in found]
+
+
+@pytest.mark.parametrize("longest", [9, 40])
+def test_prompts_that_follow_are_read_in_groups_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
+    """Six places, a third of which is waited for, and passes of up to ``longest`` tokens: each text as it is alone."""
+    monkeypatch.setattr(batching, "MOST_ROWS", 6)
+    monkeypatch.setattr(batching, "REFILL", 3)
+    monkeypatch.setattr(batching, "TOGETHER", longest)
+    read: list[int] = []
+
+    def counted(caches, prompts):
+        read.append(len(prompts))
+        return prefill_together(caches, prompts)
+
+    monkeypatch.setattr(batching, "prefill_together", counted)
+    model = TargetModel.from_pretrained(folder, dtype=torch.float32, engine="eager")
+    jobs = [Job((1, 5, n, *range(3, 3 + n % 4)), Ending(2 + n % 5, ())) for n in range(3, 26)]
+    found = answer(model, jobs, with_states=True)
+    alone = [answer(model, [job], with_states=True)[0] for job in jobs]
+    assert [text.ids for text in found] == [text.ids for text in alone]
+    for text, other in zip(found, alone, strict=True):
+        torch.testing.assert_close(text.states, other.states, atol=1e-4, rtol=1e-4)
+    assert read
+    assert max(read) <= longest // 3
+    assert max(read) == (6 if longest == 40 else 2)
+
+
+def test_with_fewer_places_free_than_are_waited_for_the_texts_go_on(folder: Path) -> None:
+    model = TargetModel.from_pretrained(folder, dtype=torch.float32, engine="eager")
+    jobs = jobs_of(PROMPTS)
+    places = places_for(model, jobs * 3)  # fifteen: two are waited for
+    assert batching._read_now(model, places, places[:1], places[1:], jobs) == 0
+    assert batching._read_now(model, places, places[:2], places[2:], jobs) == 2
+    assert batching._read_now(model, places, places[:1], places[1:], jobs[:1]) == 1  # the last one waits for nothing
+    assert batching._read_now(model, places, [], places, jobs) == 0
 
 
 def test_rows_that_end_leave_the_others_alone(folder: Path) -> None:

@@ -1,0 +1,58 @@
+"""A function of tensors whose shapes never change, on CUDA recorded at its first call and replayed from then on.
+
+What a drafter computes of its own (Medusa's heads, the mixer) is some dozens of kernels on one row: each shorter than
+the time that Python takes to start it. The forward passes of a model are recorded by :mod:`decoding.graphs`, of which
+there is one for each width and cache. Example::
+
+    read = Replayed(lambda hidden: (most_likely(heads(hidden), 10).ids,), device)
+    (ids,) = read(hidden)       # overwritten by the next call
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from decoding import graphs
+
+
+class Recorded(NamedTuple):
+    """A recorded call: what it reads, and what a replay overwrites."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class Replayed:
+    """``run`` as it is on a CPU, recorded on CUDA.
+
+    Args:
+        run: takes tensors, each always of one shape and type, and waits for nothing of the device's.
+        device: where it computes; inputs may come from elsewhere.
+
+    Attributes:
+        problem: why it is not recorded on a device that could, in one line; None while it is.
+    """
+
+    def __init__(self, run: Callable[..., tuple[Tensor, ...]], device: torch.device) -> None:
+        self.run, self.device = run, device
+        self.problem: str | None = None
+        self._recorded: Recorded | None = None
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return what ``run`` returns; on CUDA the next call overwrites it."""
+        if self._recorded is None and self.problem is None and self.device.type in graphs.DEVICE_TYPES:
+            try:
+                self._recorded = Recorded(*graphs.record(self.run, inputs, self.device))
+            except RuntimeError as error:
+                self.problem = graphs.first_line(error)
+        if self._recorded is None:
+            return self.run(*(given.to(self.device) for given in inputs))
+        for static, given in zip(self._recorded.inputs, inputs, strict=True):
+            static.copy_(given)
+        self._recorded.graph.replay()
+        return self._recorded.outputs
