@@ -70,7 +70,8 @@ class Task:
 
     ``source`` is the module that reads the data, ``yaml`` the lm-eval task that turns a document into a prompt,
     ``metric`` the one repeated in ``quality``, ``group`` the kind of work. ``origins`` are where its data can come
-    from: ``embedded`` (a package; taken if the configuration names no other), ``path``, ``hub``.
+    from: ``embedded`` (a package; taken if the configuration names no other), ``path``, ``hub``. ``stratum``, if there
+    is one, names the function that says of which kind a document is: quality is then told for each kind, too.
     """
 
     source: str
@@ -78,3 +79,9 @@ class Task:
     metric: str
     group: str
     origins: tuple[Origin, ...]
+    stratum: str | None = None
+
+    @property
+    def kinds_from(self) -> list[str]:
+        """The module that tells kinds of documents apart, if there is one."""
+        return [self.stratum.partition(":")[0]] if self.stratum else []

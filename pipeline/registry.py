@@ -27,9 +27,9 @@ def _task(name: str, metric: str, group: str, *origins: Origin) -> Task:
     return Task(f"pipeline.tasks.{name}", f"pipeline/tasks/{name}.yaml", metric, group, origins)
 
 
-def _plain(name: str, metric: str, group: str, *origins: Origin) -> Task:
+def _plain(name: str, metric: str, group: str, *origins: Origin, stratum: str | None = None) -> Task:
     """Return the task that asks with the bare source of the documents of ``name``."""
-    return Task(f"pipeline.tasks.{name}", f"pipeline/tasks/{name}_plain.yaml", metric, group, origins)
+    return Task(f"pipeline.tasks.{name}", f"pipeline/tasks/{name}_plain.yaml", metric, group, origins, stratum)
 
 
 def _ngrams_in_order(options: Mapping[str, Any]) -> None:
@@ -208,7 +208,9 @@ TASKS: Mapping[str, Task] = {
     "verbalized": _task("verbalized", "bleu", "translation", "embedded", "path"),
     "multi30k": _task("multi30k", "bleu", "translation", "path", "hub"),
     # for models that were trained on the task alone (twins and parallel generators): no instruction, no examples
-    "verbalized_plain": _plain("verbalized", "bleu", "translation", "embedded", "path"),
+    "verbalized_plain": _plain(
+        "verbalized", "bleu", "translation", "embedded", "path", stratum="pipeline.tasks.verbalized:order_of"
+    ),
     "multi30k_plain": _plain("multi30k", "bleu", "translation", "path", "hub"),
     "wmt14": _task("wmt14", "bleu", "translation", "path", "hub"),
     "wmt16": Task("pipeline.tasks.wmt14", "pipeline/tasks/wmt16.yaml", "bleu", "translation", ("path", "hub")),

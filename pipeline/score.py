@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, command, tell
 from pipeline.files import atomic_write, json_lines
+from pipeline.registry import TASKS, import_target
 from pipeline.tasks.loading import load_task, yaml_of
 from pipeline.tasks.source import to_jsonl
 
@@ -165,7 +166,26 @@ def score_cell(
     doc_ids, texts = [record["doc_id"] for record in records], [record["text"] for record in records]
     scores = score_texts(task, doc_ids, texts)
     quality: Mapping[str, Any] = {"quality": scores.metrics[metric], "quality_stderr": scores.stderrs[metric]}
-    return {**score, **quality, "metrics": scores.metrics, "signatures": scores.signatures}, scores.samples
+    more = {"metrics": scores.metrics, "signatures": scores.signatures}
+    more["strata"] = score_strata(task, TASKS[task_name].stratum, metric, doc_ids, texts)
+    return {**score, **quality, **more}, scores.samples
+
+
+def score_strata(
+    task: ConfigurableTask, stratum: str | None, metric: str, doc_ids: Sequence[int], texts: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return the score of the texts of each kind of document by itself, where ``stratum`` tells kinds apart."""
+    if stratum is None:
+        return {}
+    kind_of, kinds = import_target(stratum), defaultdict(list)
+    for doc_id, text in zip(doc_ids, texts, strict=True):
+        kinds[kind_of(task.eval_docs[doc_id])].append((doc_id, text))
+    found = {}
+    for kind, members in sorted(kinds.items()):
+        scores = score_texts(task, *zip(*members, strict=True))
+        quality = {"quality": scores.metrics[metric], "quality_stderr": scores.stderrs[metric]}
+        found[kind] = {"num_prompts": len(members), **quality}
+    return found
 
 
 @command

@@ -117,9 +117,9 @@ def dataset_sources(wildcards):
 
 
 def score_sources(wildcards):
-    """The sandbox is named by the YAML of the tasks that run code, and matters to no other."""
+    """Of the tasks that run code the YAML names the sandbox; of those with kinds of documents a module tells them."""
     own = here(sources.yaml_sources_of(TASKS[wildcards.task].yaml))
-    return sources_of("pipeline.score", without=["pipeline.sandbox"]) + own
+    return sources_of("pipeline.score", *TASKS[wildcards.task].kinds_from, without=["pipeline.sandbox"]) + own
 
 
 def score_flags(wildcards):
@@ -247,7 +247,7 @@ def figure(name):
 
 def page(name, category):
     """A page of the report; the captions of tables say what they are compared with."""
-    caption = name if name in ("report", "benchmark") else "paper_table"
+    caption = name if name in ("report", "benchmark", "strata") else "paper_table"
     return report(
         f"results/pages/{name}.html", caption=f"../captions/{caption}.rst", category=category, labels={"page": name}
     )

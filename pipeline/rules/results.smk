@@ -1,3 +1,9 @@
+# What becomes of the cells: tables, figures, words, and the comparison with a reference.
+STRATIFIED = [task for task in asked_tasks() if TASKS[task].stratum]
+STRATA_TABLES = ["strata"] * bool(STRATIFIED)
+ALL_TABLES = [*PAPER_TABLES, *STRATA_TABLES, *IMAGE_TABLES]
+
+
 rule collect:
     """Gather all cells in one table, a row each, and say what the run ran on.
 
@@ -71,11 +77,34 @@ rule paper_tables:
         "python -m pipeline.paper_tables --benchmark {input.benchmark:q} --output {params.folder:q} 2> >(tee {log:q} >&2)"
 
 
+rule strata:
+    """Draw the table of quality by kind of document, for the tasks that tell kinds apart.
+
+    python -m pipeline.strata --cells results/cells/laptop/verbalized-2m/float32/verbalized_plain/shufflelm/0
+        --output results/tables
+    """
+    input:
+        cells=[score for score in cells(f"{CELL}/score.json") if Path(score).parts[-4] in STRATIFIED],
+        sources=sources_of("pipeline.strata"),
+    output:
+        multiext("results/tables/strata", ".csv", ".md"),
+    params:
+        cells=lambda wildcards, input: [str(Path(score).parent) for score in input.cells],
+        folder=subpath(output[0], parent=True),
+    log:
+        "results/logs/strata.log",
+    message:
+        "Drawing quality by kind of document"
+    shell:
+        "python -m pipeline.strata --cells {params.cells:q} --output {params.folder:q} 2> >(tee {log:q} >&2)"
+
+
 rule tables:
     """All tables: snakemake --cores all tables"""
     input:
         "results/tables/benchmark.md",
         rules.paper_tables.output,
+        expand("results/tables/{name}.md", name=STRATA_TABLES),
         expand("results/tables/{name}.md", name=IMAGE_TABLES),
 
 
@@ -204,12 +233,12 @@ rule pages:
     python -m pipeline.pages --pages results/report.md results/tables/benchmark.md --output results/pages
     """
     input:
-        pages=["results/report.md", *expand("results/tables/{name}.md", name=["benchmark", *PAPER_TABLES, *IMAGE_TABLES])],
+        pages=["results/report.md", *expand("results/tables/{name}.md", name=["benchmark", *ALL_TABLES])],
         sources=sources_of("pipeline.pages"),
     output:
         page("report", "1 Summary"),
         page("benchmark", "2 Tables"),
-        [page(name, "2 Tables") for name in PAPER_TABLES + IMAGE_TABLES],
+        [page(name, "2 Tables") for name in ALL_TABLES],
     params:
         folder=subpath(output[0], parent=True),
     log:

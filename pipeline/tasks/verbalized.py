@@ -12,7 +12,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +24,10 @@ NUM_DOCUMENTS = 400
 NUM_TRAINING = 20_000
 # Per mille of all pairs; train gets the rest.
 VALIDATION_SHARE, TEST_SHARE = 50, 50
+# Twenty-one to ninety-nine; thirteen to nineteen are said in the same order in both languages.
+UNITS_FIRST = re.compile(
+    "(ein|zwei|drei|vier|fünf|sechs|sieben|acht|neun)und(zwanzig|dreißig|vierzig|fünfzig|sechzig|siebzig|achtzig|neunzig)"
+)
 
 
 def split_of(source: str) -> str:
@@ -84,6 +89,11 @@ def documents(split: str, num_documents: int, seed: int) -> list[Document]:
         if split_of(document["source"]) == split:
             found.setdefault(document["source"], document)
     raise ValueError(f"split {split!r} has fewer than {num_documents} pairs within reach")
+
+
+def order_of(document: Mapping[str, str]) -> str:
+    """Return the kind of a pair: whether German says some number's units before its tens, where English does not."""
+    return "units before tens" if UNITS_FIRST.search(document["target"]) else "in order"
 
 
 def training_pairs(path: Path | None, num_pairs: int | None, seed: int) -> dict[str, list[Document]]:

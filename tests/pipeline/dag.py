@@ -43,6 +43,7 @@ if sys.argv[0] == "-m":  # run as python -m pipeline.<rule>
         "train_heads": lambda: [option("--output") / "heads.json"],
         "train_mixer": lambda: [option("--output") / "mixer.json"],
         "paper_tables": lambda: [option("--output") / f"{name}.{form}" for name in PAPER for form in FORMS],
+        "strata": lambda: [option("--output") / f"strata.{form}" for form in ("csv", "md")],
         "overview": lambda: [option("--output") / f"{name}.png" for name in OVERVIEW],
         "pages": lambda: [option("--output") / f"{page.stem}.html" for page in pages()],
         "gate": lambda: [pathlib.Path("gate.log")],

@@ -30,6 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (project / "twins.yaml").write_text(yaml.safe_dump(values))
     counts = plan(project, *RUN)
     expected = {"pairs": 2, "train_twin": 2, "train_generator": 5, "distill": 1, "generate": 8, "score": 8, "curves": 1}
+    expected["strata"] = 1
     assert {rule: counts[rule] for rule in expected} == expected
     assert "Exception" not in snakemake(project, *RUN)  # no rule is asked for what is not its own
     return project
@@ -49,6 +50,8 @@ def changed(project: Path, file: str) -> Counter[str]:
 
 def test_a_finished_run_has_nothing_to_do(finished: Path) -> None:
     assert (finished / "results" / "figures" / "passes.png").is_file()
+    assert (finished / "results" / "tables" / "strata.md").is_file()
+    assert (finished / "results" / "pages" / "strata.html").is_file()
     assert plan(finished, *RUN)["total"] == 0
 
 
@@ -75,6 +78,14 @@ def test_a_changed_distillation_concerns_who_learns_from_it(finished: Path) -> N
 def test_a_changed_figure_costs_a_figure(finished: Path) -> None:
     counts = changed(finished, "pipeline/curves.py")
     assert (counts["curves"], counts["collect"], counts["generate"]) == (1, 0, 0)
+
+
+def test_another_way_to_tell_kinds_apart_scores_the_task_that_has_kinds_again(finished: Path) -> None:
+    counts = changed(finished, "pipeline/tasks/verbalized.py")
+    assert cells_of(counts, "Scoring") >= {(name, "verbalized_plain") for name in METHODS}
+    assert counts["strata"] == 1
+    table_alone = changed(finished, "pipeline/strata.py")
+    assert (table_alone["strata"], table_alone["score"], table_alone["collect"]) == (1, 0, 0)
 
 
 def test_a_setting_of_one_generator_trains_it_alone(finished: Path) -> None:
