@@ -17,7 +17,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCES = ("forward.cpp", "attention.h", "int8.h", "lanes.h", "model.h", "panels.h", "product.h", "top.h")
+SOURCES = ("forward.cpp", "attention.h", "int8.h", "lanes.h", "mixer.h", "model.h", "panels.h", "product.h", "top.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-ffp-contract=off")
 COMPILERS = ("g++", "c++")
 
@@ -71,6 +71,7 @@ def _load() -> ctypes.CDLL:
     except OSError as error:
         raise BuildError(f"cannot be loaded: {error}") from None
     library.scratch_floats.restype = ctypes.c_int64
+    library.mixer_scratch_floats.restype = ctypes.c_int64
     library.int8_place.restype = ctypes.c_int64
     library.sum_of.restype = ctypes.c_float
     return library

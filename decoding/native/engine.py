@@ -53,14 +53,14 @@ class NativeLinear:
         pair = self._multiple(padded.dtype)
         return padded.view(-1, PANEL, self.num_inputs // pair, pair).transpose(1, 2).contiguous()
 
-    def part(self, first: int, last: int) -> _Linear:
+    def part(self, first: int, last: int) -> Linear:
         """Describe the outputs ``first`` to ``last`` to the compiled code; ``first`` starts a panel."""
         bytes_per_panel = self.weight[0].nbytes
         bias = None if self.bias is None else self.bias.data_ptr() + 4 * first
         start = self.weight.data_ptr() + first // PANEL * bytes_per_panel
-        return _Linear(start, bias, last - first, self.num_inputs)
+        return Linear(start, bias, last - first, self.num_inputs)
 
-    def whole(self) -> _Linear:
+    def whole(self) -> Linear:
         """Describe all outputs to the compiled code."""
         return self.part(0, self.num_outputs)
 
@@ -93,21 +93,23 @@ class Int8Linear(NativeLinear):
         return torch.cat([scales, numbers.flatten(2)], dim=-1)
 
 
-class _Linear(Structure):
+class Linear(Structure):
+    """A layer's weight as the compiled code is told of it."""
+
     _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("n", c_int64), ("k", c_int64))
 
 
 class _Layer(Structure):
     _fields_ = (
         ("input_norm", c_void_p),
-        ("query_key_value", _Linear),
+        ("query_key_value", Linear),
         ("query_norm", c_void_p),
         ("key_norm", c_void_p),
-        ("output", _Linear),
+        ("output", Linear),
         ("mlp_norm", c_void_p),
-        ("gate", _Linear),
-        ("up", _Linear),
-        ("down", _Linear),
+        ("gate", Linear),
+        ("up", Linear),
+        ("down", Linear),
     )
 
 
@@ -120,7 +122,7 @@ class _Model(Structure):
         ("sine", c_void_p),
         ("layers", POINTER(_Layer)),
         ("norm", c_void_p),
-        ("head", _Linear),
+        ("head", Linear),
     )
 
 

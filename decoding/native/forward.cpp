@@ -15,6 +15,7 @@
 #include <algorithm>
 
 #include "attention.h"
+#include "mixer.h"
 #include "model.h"
 #include "product.h"
 #include "top.h"

@@ -2,7 +2,8 @@
 
 At batch size 1 its time is that of reading its weights, so these are laid out for reading once, and what can be had
 beforehand is a table: A e_y of every token y. The links between the candidates of neighbouring positions take no
-further pass over the slots or the shortlist.
+further pass over the slots or the shortlist. What is here in torch's words is one call of the compiled code where
+there is one (:mod:`shuffle.fasterdecodemixer.compiled`), and one recorded graph on a GPU.
 
 Example::
 
@@ -12,18 +13,20 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from decoding.native.product import NativeProduct
 from decoding.part_layers import PartLayer, part_layer, rows_dtype
 from decoding.ranking import most_likely
 from decoding.replay import Replayed
+from shuffle.fasterdecodemixer.compiled import CompiledMixer
 from shuffle.fasterdecodemixer.model import FasterDecodeMixer, Slots, log_shares
 from shuffle.shufflelm.mixer import MixerBlock
 from shuffle.shufflelm.rotary import targets
@@ -74,10 +77,17 @@ class DecodingMixer:
         self.positions = torch.arange(config.num_positions, device=device)
         self.places = targets(self.positions, mixer.omega.to(device)).flatten(1).T
         self.tokens = mixer.shortlist.tolist()
+        self.num_candidates = min(CANDIDATES, len(self.tokens))
         self.unknown = torch.tensor(len(self.tokens), device=device)
         self.row_of = {token: row for row, token in enumerate(self.tokens)}
         self.weight_bytes = sum(linear.num_bytes for linear in self._linears)
-        self._read = Replayed(self._guess, device)
+        self._read: Callable[..., tuple[Tensor, ...]] = Replayed(self._guess, device)
+        if isinstance(self.merge, NativeProduct):
+            self._read = CompiledMixer(self, self.num_candidates)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the mixer itself: it does not change, and a drafter that learns apart shares it."""
+        return self
 
     def _packed(self, weight: Tensor, bias: Tensor | None) -> PartLayer:
         self._linears.append(part_layer(weight, bias, self.dtype, weight.device))
@@ -93,7 +103,7 @@ class DecodingMixer:
         rows = [unknown] * (self.config.num_context - len(told)) + [self.row_of.get(token, unknown) for token in told]
         # From a GPU in one piece: each piece is waited for.
         packed = self._read(hidden.to(self.dtype), torch.tensor(rows))[0].cpu()
-        count, width = self.config.num_positions, min(CANDIDATES, unknown)
+        count, width = self.config.num_positions, self.num_candidates
         sizes = [count * width, count * width, (count - 1) * width * width, count]
         best, chances, links, keep = packed.split(sizes)
         tokens = [[self.tokens[int(row)] for row in position] for position in best.view(count, width).tolist()]
@@ -110,7 +120,7 @@ class DecodingMixer:
         logits = self.output(states + F.silu(blended + self.follow[before])).float()
         probabilities = logits.softmax(-1)
         mixed = weights.T @ probabilities
-        best = most_likely(mixed, CANDIDATES).ids
+        best = most_likely(mixed, self.num_candidates).ids
         chances = mixed.gather(1, best)
         own = homes == self.positions[:, None]
         shares = weights.T * own

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RULES = "\n".join(path.read_text() for path in sorted((ROOT / "pipeline" / "rules").glob("*.smk")))
 TIMED = {text.split(":")[0] for text in re.split(r"^rule ", RULES, flags=re.MULTILINE)[1:] if "timed=1" in text}
 CLUSTERS = ("slurm", "kubernetes")
-GPU = ("rtx4090", "a100", "paper")
+GPU = ("gpu", "rtx4090", "a100", "paper")
 
 
 def profile(name: str) -> dict[str, Any]:

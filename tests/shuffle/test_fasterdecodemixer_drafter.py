@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -11,29 +9,17 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from decoding import CandidateTree, Sampling, SpeculativeDecoder, TargetModel, Verdict, part_layers
+from decoding import CandidateTree, Sampling, SpeculativeDecoder, TargetModel, Verdict
 from decoding.sampling import GREEDY
-from shuffle.fasterdecodemixer.config import MixerConfig
+from pipeline.methods import build_decoder, copied
 from shuffle.fasterdecodemixer.drafter import MixerDrafter, grow
 from shuffle.fasterdecodemixer.generator import AcceptAll, KeptSlotsDrafter, MixerGenerator
 from shuffle.fasterdecodemixer.guesses import DecodingMixer
 from shuffle.fasterdecodemixer.model import FasterDecodeMixer
-from tests.decoding.tiny import SHAPE, greedy_of, logits_of, save_model
+from tests.decoding.tiny import greedy_of, logits_of, save_model
+from tests.shuffle.mixers import C, D, J, V, new_mixer
 
 PROMPTS = [[5, 9, 3], [7], list(range(3, 40))]
-D, V, J, C = int(SHAPE["hidden_size"]), int(SHAPE["vocab_size"]), 3, 2
-SHORTLIST = tuple(range(2, V, 2))
-
-
-def new_mixer(shortlist: tuple[int, ...] = SHORTLIST, width: int = D, **changes: int) -> FasterDecodeMixer:
-    shape = {"vocab_size": V, "hidden_size": width, "shortlist_size": len(shortlist), "num_slots": 6}
-    mixer = FasterDecodeMixer(MixerConfig(**{**shape, "num_positions": J, "num_context": C, **changes}))
-    torch.manual_seed(0)
-    mixer.start_from(shortlist, torch.randn(len(shortlist), width) * 0.3)
-    with torch.no_grad():
-        for parameter in mixer.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.15)
-    return mixer.eval()
 
 
 def saved(folder: Path, mixer: FasterDecodeMixer) -> dict[str, Path]:
@@ -95,60 +81,12 @@ def paths_of(tree: CandidateTree) -> list[tuple[int, ...]]:
     return texts[1:]
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_slots": 3}, {"num_mixer_layers": 2}, {"num_positions": 1}])
-def test_guesses_are_those_of_the_model(changes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chances, links and keep from the model as it is trained, told one parent at a time."""
-    monkeypatch.setattr(part_layers, "can_multiply", lambda device: False)  # which rounds: see the next test
-    mixer = new_mixer(**changes)
-    positions, size = mixer.config.num_positions, len(SHORTLIST)
-    hidden, context = torch.randn(D, generator=torch.Generator().manual_seed(3)), [9, 4, 8]
-    rows = torch.tensor([[SHORTLIST.index(token) for token in context[-C:]]])
-    with torch.no_grad():
-        slots, p = mixer.slots(hidden[None], rows), mixer.distributions(hidden[None], rows)[0]
-        kept = slots.keep_logits.sigmoid().log()[..., None]
-        weights = (mixer.config.position_sharpness * slots.scores + kept).softmax(1)[0]
-        plain = mixer(hidden[None], rows).logits[0]
-    homes = slots.homes[0].tolist()
-    guesses = DecodingMixer(mixer, torch.float32, torch.device("cpu"))(hidden, context)
-    best = p.topk(10)
-    assert guesses.tokens == [[SHORTLIST[row] for row in position] for position in best.indices.tolist()]
-    torch.testing.assert_close(torch.tensor(guesses.chances), best.values, atol=1e-5, rtol=1e-4)
-    keep = slots.keep_logits[0].sigmoid().tolist()
-    for j in range(positions):
-        assert guesses.keep[j] == pytest.approx(max((keep[k] for k in range(len(homes)) if homes[k] == j), default=0))
-    for j, a, b in itertools.product(range(1, positions), range(10), range(10)):
-        parent, child = int(best.indices[j - 1, a]), int(best.indices[j, b])
-        expected, total = 0.0, 0.0
-        for k in (k for k in range(len(homes)) if homes[k] == j):
-            with torch.no_grad():
-                state = mixer.told(slots.states[:, k : k + 1], torch.tensor([[parent]]))[0, 0]
-                told = torch.nn.functional.linear(state, mixer.rows[:-1]).exp()
-            among = torch.tensor([row in best.indices[j].tolist() for row in range(size)])
-            chance = told[child] / (told[among].sum() + plain[k].exp()[~among].sum())
-            expected, total = expected + float(weights[k, j] * chance), total + float(weights[k, j])
-        expected = expected / total if total else float(p[j, child])
-        assert guesses.links[j - 1][a][b] == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_compiled_code_guesses_what_torch_does_but_for_rounding(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hidden, context = torch.randn(D, generator=torch.Generator().manual_seed(3)), [9, 4, 8]
-    mixer = new_mixer()
-    found = DecodingMixer(copy.deepcopy(mixer), dtype, torch.device("cpu"))(hidden, context)
-    monkeypatch.setattr(part_layers, "can_multiply", lambda device: False)
-    expected = DecodingMixer(mixer, torch.float32, torch.device("cpu"))(hidden, context)
-    for position, tokens in enumerate(found.tokens):
-        theirs = dict(zip(expected.tokens[position], expected.chances[position], strict=True))
-        in_both = [
-            (chance, theirs[token])
-            for token, chance in zip(tokens, found.chances[position], strict=True)
-            if token in theirs
-        ]
-        assert len(in_both) >= len(tokens) - 2
-        assert max(abs(one - other) for one, other in in_both) < 0.02
-    assert found.keep == pytest.approx(expected.keep, abs=0.02)
+def test_a_copy_of_a_drafter_shares_its_mixer(target: TargetModel, good: dict[str, Path]) -> None:
+    drafter = build_decoder("union", {"warm_start": True}, target, good, Sampling()).drafter
+    twin = copied(drafter)
+    assert twin is not drafter
+    mixers = [each.drafters["fasterdecodemixer"].mixer for each in (drafter, twin)]
+    assert mixers[0] is mixers[1]
 
 
 def test_a_token_off_the_shortlist_is_told_as_unknown() -> None:
