@@ -202,6 +202,16 @@ inline float highest_of(Floats x) {
 #endif
 }
 
+inline bool any(Ints x) {  // of what comparisons make: all bits of a lane, or none
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)x, (__m512i)x);
+#else
+    int32_t found = 0;
+    for (int lane = 0; lane < LANES; lane++) found |= x[lane];
+    return found;
+#endif
+}
+
 inline int32_t total(Ints x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_epi32((__m512i)x);

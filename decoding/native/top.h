@@ -18,12 +18,16 @@ inline void top_of_row(const float* row, int64_t n, int64_t k, float* values, in
     };
     int64_t i = 0;
     for (; i < std::min(k, n); i++) offer(row[i], i);
-    for (; i + LANES <= n; i += LANES) {  // almost every vector holds nothing larger than the k-th so far
-        const Ints larger = load<Floats>(row + i) > values[k - 1];
-        int32_t any = 0;
-        for (int lane = 0; lane < LANES; lane++) any |= larger[lane];
-        if (any)
-            for (int lane = 0; lane < LANES; lane++) offer(row[i + lane], i + lane);
+    constexpr int AT_ONCE = 8;  // almost no eight vectors hold anything larger than the k-th so far
+    for (; i + AT_ONCE * LANES <= n; i += AT_ONCE * LANES) {
+        Floats most = load<Floats>(row + i);
+#pragma GCC unroll 8
+        for (int part = 1; part < AT_ONCE; part++) {
+            const Floats other = load<Floats>(row + i + part * LANES);
+            most = other > most ? other : most;
+        }
+        if (any(most > values[k - 1]))
+            for (int j = 0; j < AT_ONCE * LANES; j++) offer(row[i + j], i + j);
     }
     for (; i < n; i++) offer(row[i], i);
     if (!log_total) return;
