@@ -1,8 +1,9 @@
-"""The command line: what there is, a text as a method writes it, two methods side by side, lm-eval with any of them.
+"""The command line: what there is, a text as a method writes it, two methods side by side, the cost of a row, lm-eval.
 
     python -m pipeline list methods
     python -m pipeline generate "Why is the sky blue?" --method prompt_lookup
     python -m pipeline compare autoregressive recycling "Why is the sky blue?"
+    python -m pipeline rows --dtype float32
     python -m pipeline lm-eval --model shufflebench --model_args pretrained=FOLDER,method=recycling --tasks gsm8k
 
 The rules of the DAG are commands of their own, ``python -m pipeline.<rule>``; what is timed for the table is
@@ -194,6 +195,37 @@ def compare(
     prompts, request = read_prompts(prompt, file), request_of(**asked)
     runner = Runner(found.folder, dtype=dtype or found.dtypes[0], device=device, num_threads=num_threads)
     compare_pair(runner, pair, request, prompts, repeats)
+
+
+@app.command()
+def rows(
+    width: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--width", "-w", metavar="N", min=1, help="Rows of a pass. May be repeated.", show_default="1 to 64"
+        ),
+    ] = None,
+    context: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens in the cache.")] = 300,
+    model: ModelName = None,
+    profile: Profile = "laptop",
+    dtype: Dtype = None,
+    device: Device = "auto",
+    num_threads: Threads = 0,
+) -> None:
+    """Measure what one more row of a forward pass costs on this machine: what row_cost and num_nodes are set by.
+
+    row_cost is what each row behind the first adds, as a share of a pass of one row. Waits for a timed job that runs on
+    the machine.
+    """
+    from pipeline.cli import choices
+
+    found = choices.find_model(choices.read_profile(profile), model, profile)
+
+    from pipeline.cli.rows import measure_and_show
+    from pipeline.runner import Runner
+
+    runner = Runner(found.folder, dtype=dtype or found.dtypes[0], device=device, num_threads=num_threads)
+    measure_and_show(runner.target, context, width or [])
 
 
 @app.command(

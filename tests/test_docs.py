@@ -19,7 +19,7 @@ BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 README = ROOT / "README.md"  # its commands stand four spaces in, without a prompt
 PROGRAMS = "snakemake|make|python|torchrun"
 INDENTED = re.compile(rf"^    ((?:{PROGRAMS}) (?:.*\\\n)*.*)$", re.MULTILINE)
-NEEDS_A_MODEL = ("generate", "compare", "lm-eval")  # run with one by tests/pipeline/cli
+NEEDS_A_MODEL = ("generate", "compare", "rows", "lm-eval")  # run with one by tests/pipeline/cli
 
 
 def commands_of(page: Path) -> list[tuple[str, str]]:

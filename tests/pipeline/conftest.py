@@ -20,10 +20,11 @@ Run = Callable[..., int]
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command line in this process; return its exit status."""
     from pipeline import __main__ as command_line
-    from pipeline.cli import comparing
+    from pipeline.cli import comparing, rows
 
     # The lock is the machine's, and a test times nothing.
-    monkeypatch.setattr(comparing, "machine_lock", nullcontext)
+    for module in (comparing, rows):
+        monkeypatch.setattr(module, "machine_lock", nullcontext)
 
     def run_it(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])

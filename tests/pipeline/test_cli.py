@@ -175,7 +175,7 @@ def test_where_two_methods_part_is_told(
     assert lines[5].endswith(", 3 prompts")
 
 
-@pytest.mark.parametrize("command", [[], ["list"], ["generate"], ["compare"]])
+@pytest.mark.parametrize("command", [[], ["list"], ["generate"], ["compare"], ["rows"]])
 def test_help_says_what_it_is_for(run: Run, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     assert run(*command, *(["--help"] if command else [])) == 0
     assert "Usage: python -m pipeline" in capsys.readouterr().out
