@@ -77,10 +77,10 @@ struct Guess {
     const float* hidden;
     const int64_t* context;
     int64_t d, K, J, S, C;
-    float *wide, *x, *next, *read, *blended, *logits, *mixed, *links, *values;  // scratch
+    float *wide, *x, *next, *read, *blended, *logits, *mixed, *links;  // scratch
     float *weights, *keep_logits, *totals, *told;
     Rows::Input* entering;
-    int64_t *homes, *best, *ids;
+    int64_t *homes, *best;
     float *chosen, *chances, *after, *keep;  // out
 
     // Where everything lies; the floats that the scratch memory needs.
@@ -90,7 +90,7 @@ struct Guess {
         const auto take = [&](int64_t floats) { return std::exchange(at, at + (floats + LANES) / LANES * LANES); };
         const int64_t widest = std::max((1 + m.context) * d, 2 * K * d);
         wide = take(widest), x = take(K * d), next = take(2 * K * d), read = take(K * (m.rotary + 1)), blended = take(K * d);
-        logits = take(K * S), mixed = take(J * S), links = take(K * C * C), values = take(J * C);
+        logits = take(K * S), mixed = take(J * S), links = take(K * C * C);
         weights = take(K * J), keep_logits = take(K), totals = take(K), told = take(K * C * d);
         entering = reinterpret_cast<Rows::Input*>(take(widest + K + 1));
         homes = reinterpret_cast<int64_t*>(take(2 * K)), best = reinterpret_cast<int64_t*>(take(2 * J * C));
