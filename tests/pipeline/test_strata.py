@@ -20,10 +20,15 @@ from pipeline.tasks.verbalized import order_of
 PAIRS = [
     {"source": "twenty-one euros and two cents", "target": "einundzwanzig Euro und zwei Cent"},
     {"source": "two hundred euros and five cents", "target": "zweihundert Euro und fünf Cent"},
-    {"source": "one hundred forty-two", "target": "einhundertzweiundvierzig"},
-    {"source": "fifteen", "target": "fünfzehn"},
+    {"source": "four euros and forty-two cents", "target": "vier Euro und zweiundvierzig Cent"},
+    {"source": "fifteen euros and three cents", "target": "fünfzehn Euro und drei Cent"},
 ]
-TEXTS = ["einundzwanzig Euro und zwei Cents", "zweihundert Euro und fünf Cent", "zweihundertvierzig", "fünfzehn"]
+TEXTS = [
+    "einundzwanzig Euro und zwei Cents",
+    "zweihundert Euro und fünf Cent",
+    "vier Euro vierzig Cent",
+    "fünfzehn Euro und drei Cent",
+]
 
 
 def test_units_come_before_tens_in_german_from_twenty_one_on_but_for_whole_tens() -> None:
