@@ -28,6 +28,7 @@ from pipeline.schemas.columns import COLUMNS
 
 IDENTITY = ("model", "dtype", "task", "method", "seed")  # the last folders of a cell
 RAN_WITH = ("commit", "versions", "hardware", "num_threads", "engine")  # what each cell.json says of its own run
+ORDER = ("task", "model", "dtype", "method", "seed")  # of the table
 BROKEN = (OSError, ValueError)  # what reading a missing or damaged JSON file raises
 
 
@@ -39,8 +40,7 @@ def collect(
     ``examples``: what :func:`examples_by_weights` returns.
     """
     rows = [row_of(cell, profile, tasks, models, examples or {}) for cell in cells]
-    order = ("task", "model", "dtype", "method", "seed")
-    return benchmark.frame(sorted(rows, key=lambda row: [row[name] for name in order]))
+    return benchmark.frame(sorted(rows, key=lambda row: [row[name] for name in ORDER]))
 
 
 def row_of(cell: Path, profile: str, tasks: Path, models: Path, examples: dict[str, int]) -> dict[str, Any]:

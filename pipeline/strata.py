@@ -16,12 +16,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.collect import read_cell, read_score
+from pipeline.collect import ORDER, read_cell, read_score
 from pipeline.errors import command
 from pipeline.files import atomic_write
 
-IDENTITY = ["task", "model", "dtype", "method", "seed"]
-COLUMNS = [*IDENTITY, "kind", "num_prompts", "metric", "quality", "quality_stderr"]
+COLUMNS = [*ORDER, "kind", "num_prompts", "metric", "quality", "quality_stderr"]
 HEAD = """\
 # Quality by kind of document
 
@@ -34,10 +33,10 @@ def rows_of(cells: list[Path]) -> pd.DataFrame:
     rows = []
     for cell in cells:
         run, score = read_cell(cell), read_score(cell)
-        identity = {name: run.get(name) for name in IDENTITY}
+        identity = {name: run.get(name) for name in ORDER}
         for kind, figures in score.get("strata", {}).items():
             rows.append({**identity, "kind": kind, "metric": score["metric"], **figures})
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values([*IDENTITY, "kind"], ignore_index=True)
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values([*ORDER, "kind"], ignore_index=True)
 
 
 def as_markdown(rows: pd.DataFrame) -> str:

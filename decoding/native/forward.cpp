@@ -70,7 +70,7 @@ struct Forward : Run<T, W> {
                     const int64_t at = p * PANEL + i % PARTS * LANES;
                     const Floats g = gates[i] + (layer.gate.bias ? load<Floats>(layer.gate.bias + at) : Floats{});
                     const Floats up = ups[i] + (layer.up.bias ? load<Floats>(layer.up.bias + at) : Floats{});
-                    const Floats y = g / (1.0f + exponential(-g)) * up;
+                    const Floats y = silu(g) * up;
                     float values[LANES];
                     std::memcpy(values, &y, sizeof(y));
                     to.write(r + i / PARTS, at, values, LANES);

@@ -192,6 +192,8 @@ __attribute__((always_inline)) inline Floats exponential(Floats x) {  // 2^n tim
     return p * (Floats)((n + 127) << 23);
 }
 
+inline Floats silu(Floats x) { return x / (1.0f + exponential(-x)); }
+
 inline float highest_of(Floats x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)x);

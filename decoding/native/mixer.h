@@ -38,8 +38,6 @@ inline void each(int64_t n, const float* from, float* to, F function) {
     }
 }
 
-inline Floats silu(Floats x) { return x / (1.0f + exponential(-x)); }
-
 // x / 2 (1 + erf(x / sqrt 2)), erf by Abramowitz and Stegun 7.1.26, whose error is below 1.5e-7.
 inline Floats gelu(Floats x) {
     const Floats z = (x < 0 ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
@@ -60,16 +58,7 @@ inline float dot(const float* a, const float* b, int64_t n) {
     return found;
 }
 
-// The logarithm of the sum of exponentials.
-inline float log_total(const float* row, int64_t n) {
-    const float most = *std::max_element(row, row + n);
-    Floats parts{};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) parts += exponential(load<Floats>(row + i) - most);
-    float sum = total(parts);
-    for (; i < n; i++) sum += std::exp(row[i] - most);
-    return most + std::log(sum);
-}
+inline float log_total(const float* row, int64_t n) { return log_total(row, n, *std::max_element(row, row + n)); }
 
 struct Guess {
     typedef Packed<bf16> Rows;

@@ -8,7 +8,17 @@
 
 namespace {
 
-inline void top_of_row(const float* row, int64_t n, int64_t k, float* values, int64_t* ids, float* log_total) {
+// The logarithm of a row's sum of exponentials, its largest number being known.
+inline float log_total(const float* row, int64_t n, float most) {
+    Floats parts{};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) parts += exponential(load<Floats>(row + i) - most);
+    float sum = total(parts);
+    for (; i < n; i++) sum += std::exp(row[i] - most);
+    return most + std::log(sum);
+}
+
+inline void top_of_row(const float* row, int64_t n, int64_t k, float* values, int64_t* ids, float* sum) {
     int64_t found = 0;
     const auto offer = [&](float value, int64_t id) {
         if (found == k && !(value > values[k - 1])) return;
@@ -30,12 +40,7 @@ inline void top_of_row(const float* row, int64_t n, int64_t k, float* values, in
             for (int j = 0; j < AT_ONCE * LANES; j++) offer(row[i + j], i + j);
     }
     for (; i < n; i++) offer(row[i], i);
-    if (!log_total) return;
-    Floats parts{};
-    for (i = 0; i + LANES <= n; i += LANES) parts += exponential(load<Floats>(row + i) - values[0]);
-    float sum = total(parts);
-    for (; i < n; i++) sum += std::exp(row[i] - values[0]);
-    *log_total = values[0] + std::log(sum);
+    if (sum) *sum = log_total(row, n, values[0]);
 }
 
 }  // namespace

@@ -104,8 +104,7 @@ rule tables:
     input:
         "results/tables/benchmark.md",
         rules.paper_tables.output,
-        expand("results/tables/{name}.md", name=STRATA_TABLES),
-        expand("results/tables/{name}.md", name=IMAGE_TABLES),
+        expand("results/tables/{name}.md", name=[*STRATA_TABLES, *IMAGE_TABLES]),
 
 
 rule answers:
