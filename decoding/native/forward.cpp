@@ -27,7 +27,8 @@ template <class T, class W>
 struct Forward : Run<T, W> {
     typedef Run<T, W> Base;
     using Base::m, Base::b, Base::x, Base::normal, Base::qkv, Base::input, Base::activated;
-    using Base::tall, Base::Base, Base::packed;
+    using Base::Base, Base::packed;
+    static constexpr int64_t tall = Panel<W>::TALL;  // rows of a block that enters products
 
     // Shared out by rows; in int8, where numbers of all rows enter products side by side and it takes longer, by columns,
     // so that no two threads write to the same lines of the processor's cache.
@@ -64,7 +65,7 @@ struct Forward : Run<T, W> {
         for (int64_t p = first; p < last; p++) {
             for (int64_t r = start; r < b.width; r += tall) {
                 const int some = int(std::min(tall, b.width - r));
-                two_panels<W>(panel<W>(layer.gate, p), panel<W>(layer.up, p), from.block(r), some, tall, layer.gate.k, sums);
+                two_panels<W>(panel<W>(layer.gate, p), panel<W>(layer.up, p), from.block(r), some, layer.gate.k, sums);
                 const Floats *gates = sums, *ups = sums + some * PARTS;
                 for (int i = 0; i < some * PARTS; i++) {
                     const int64_t at = p * PANEL + i % PARTS * LANES;
@@ -161,7 +162,7 @@ int64_t int8_place() { return PLACE; }  // of weights in int8: neighbours that l
 // y[row] = x[row] . weight + bias for ``rows`` rows of ``k`` floats, the weight in bfloat16: what a drafter computes.
 void multiply_bfloat16(const Linear* linear, const float* x, int64_t rows, int64_t k, float* scratch, float* y) {
     typedef Packed<bf16> Rows;
-    const Rows packed{reinterpret_cast<Rows::Input*>(scratch), rows, linear->k, rows > ROWS ? Panel<bf16>::TALL : ROWS};
+    const Rows packed{reinterpret_cast<Rows::Input*>(scratch), rows, linear->k, Panel<bf16>::TALL};
     for (int64_t row = 0; row < rows; row++) packed.write(row, 0, x + row * k, k);
 #pragma omp parallel
     product<bf16, Store::SET>(*linear, packed, 0, y);

@@ -88,7 +88,7 @@ struct Guess {
     }
 
     Rows packed(int64_t rows, int64_t k) const {
-        return {entering, rows, Rows::padded(k), rows > ROWS ? Panel<bf16>::TALL : ROWS};
+        return {entering, rows, Rows::padded(k), Panel<bf16>::TALL};
     }
 
     // Run by the first thread alone, between two barriers.

@@ -79,7 +79,7 @@ template <class T, class E>
 struct Run {
     const Model& m;
     const Batch& b;
-    int64_t qkv_width, tall;   // tall: rows of a block that enters products
+    int64_t qkv_width;
     float *x, *normal, *qkv;   // [w, hidden], [w, hidden], [w, qkv_width]
     typedef typename Packed<E>::Input Input;
     Input *input, *activated;  // packed rows: what enters the next product
@@ -87,7 +87,6 @@ struct Run {
 
     Run(const Model& model, const Batch& batch) : m(model), b(batch) {
         qkv_width = (m.heads + 2 * m.kv_heads) * m.head_dim;
-        tall = b.width > ROWS ? Panel<E>::TALL : ROWS;
         x = b.scratch;
         normal = x + b.width * m.hidden;
         qkv = normal + b.width * m.hidden;
@@ -109,7 +108,7 @@ struct Run {
         return keys(layer, head, w) + m.kv_heads * b.capacity * m.head_dim;
     }
 
-    Packed<E> packed(Input* data, int64_t k) const { return {data, b.width, Packed<E>::padded(k), tall}; }
+    Packed<E> packed(Input* data, int64_t k) const { return {data, b.width, Packed<E>::padded(k), Panel<E>::TALL}; }
 };
 
 inline float inverse_rms(const float* row, int64_t n, float eps) {

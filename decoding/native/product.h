@@ -32,20 +32,20 @@ inline const W* panel(const Linear& linear, int64_t p) {
 
 // Two panels of as many inputs times a block of rows; sums [2][rows][PARTS].
 template <class W>
-inline void two_panels(const W* first, const W* second, const typename Panel<W>::Input* x, int rows, int64_t tall, int64_t k,
-                       Floats* sums) {
+inline void two_panels(const W* first, const W* second, const typename Panel<W>::Input* x, int rows, int64_t k, Floats* sums) {
     if constexpr (Panel<W>::TALL < ROWS) {
-        if (tall < ROWS) return panels_times<W, 2, Panel<W>::TALL>({first, second}, x, rows, int(k), sums);
+        panels_times<W, 2, Panel<W>::TALL>({first, second}, x, rows, int(k), sums);
+    } else {
+        panels_times<W, 1>({first}, x, rows, int(k), sums);
+        panels_times<W, 1>({second}, x, rows, int(k), sums + rows * PARTS);
     }
-    panels_times<W, 1>({first}, x, rows, int(k), sums);
-    panels_times<W, 1>({second}, x, rows, int(k), sums + rows * PARTS);
 }
 
 // y[row, n] (=, +=) from[row] . weight[n] + bias[n] for the rows from ``first_row`` on, the first of y.
 template <class W, Store HOW>
 void product(const Linear& linear, const Packed<W>& from, int64_t first_row, float* y) {
-    const int64_t tall = from.tall;
-    const int64_t panels = (linear.n + PANEL - 1) / PANEL, together = tall < ROWS ? 2 : 1;
+    constexpr int64_t tall = Panel<W>::TALL, together = tall < ROWS ? 2 : 1;
+    const int64_t panels = (linear.n + PANEL - 1) / PANEL;
     const auto [first, last] = share((panels + together - 1) / together);
     Floats sums[2 * ROWS * PARTS];
     for (int64_t p = first * together; p < last * together; p += together) {
@@ -53,7 +53,7 @@ void product(const Linear& linear, const Packed<W>& from, int64_t first_row, flo
         for (int64_t r = first_row / tall * tall; r < from.rows; r += tall) {
             const int some = int(std::min(tall, from.rows - r)), skip = int(std::max<int64_t>(0, first_row - r));
             if (end == p + 2)
-                two_panels<W>(panel<W>(linear, p), panel<W>(linear, p + 1), from.block(r), some, tall, linear.k, sums);
+                two_panels<W>(panel<W>(linear, p), panel<W>(linear, p + 1), from.block(r), some, linear.k, sums);
             else
                 panels_times<W, 1>({panel<W>(linear, p)}, from.block(r), some, int(linear.k), sums);
             for (int64_t q = p; q < end; q++) {
