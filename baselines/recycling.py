@@ -26,14 +26,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from baselines.chances import PROBABILITY_STEPS, Chances
 from decoding import CandidateTree, Verdict
-from decoding.ranking import most_likely
+from decoding.ranking import Top, most_likely
+from decoding.replay import ReplayedRows
 from decoding.rows import pays
 
 Key = tuple[int, ...]
@@ -88,6 +88,7 @@ class RecyclingDrafter:
         self.num_nodes, self.top_k, self.key_length, self.warm_start = num_nodes, top_k, key_length, warm_start
         self.max_width = num_nodes + 1
         self.node_probabilities: Sequence[float] | None = None
+        self._rank = ReplayedRows(partial(most_likely, k=top_k))
         self._table: dict[Key, Entry] = {}
         self._chances = Chances()
         self._last: Key = ()
@@ -139,7 +140,7 @@ class RecyclingDrafter:
         for node, following in zip(path, verdict.emitted, strict=True):
             for successor, kind in self._guesses(keys[node]):
                 self._chances.count(kind, successor == following)
-        entries = top_successors(verdict.logits, self.top_k)
+        entries = successors_of(Top(*self._rank(verdict.logits)))
         on_path = set(path)
         # What was accepted comes last: of two readings of a token, the one in the text itself is the better guide.
         for node in sorted(range(tree.width), key=on_path.__contains__):
@@ -183,8 +184,7 @@ def prior_of(kind: Kind) -> float:
     return chance * BACK_OFF[longer]
 
 
-def top_successors(logits: Float[Tensor, "w v"], k: int) -> list[Entry]:
-    """Return each row's ``k`` most likely tokens, the first first, with the step of their probability."""
-    top = most_likely(logits, k)
-    steps = torch.bucketize(top.log_probabilities.exp(), torch.tensor(PROBABILITY_STEPS).to(logits.device), right=True)
+def successors_of(top: Top) -> list[Entry]:
+    """Return each row's most likely tokens, the first first, with the step of their probability."""
+    steps = torch.bucketize(top.log_probabilities.cpu().exp(), torch.tensor(PROBABILITY_STEPS), right=True)
     return [list(zip(*row, strict=True)) for row in zip(top.ids.tolist(), steps.tolist(), strict=True)]

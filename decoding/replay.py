@@ -1,8 +1,8 @@
 """A function of tensors whose shapes never change, on CUDA recorded at its first call and replayed from then on.
 
-What a drafter computes of its own (Medusa's heads, the mixer) is some dozens of kernels on one row: each shorter than
-the time that Python takes to start it. The forward passes of a model are recorded by :mod:`decoding.graphs`, of which
-there is one for each width and cache. Example::
+What a drafter computes of its own (Medusa's heads, the mixer, the likeliest tokens of each row) is some dozens of
+kernels on a few rows: each shorter than the time that Python takes to start it. The forward passes of a model are
+recorded by :mod:`decoding.graphs`, of which there is one for each width and cache. Example::
 
     read = Replayed(lambda hidden: (most_likely(heads(hidden), 10).ids,), device)
     (ids,) = read(hidden)       # overwritten by the next call
@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Shaped
 from torch import Tensor
 
 from decoding import graphs
@@ -56,3 +58,27 @@ class Replayed:
             static.copy_(given)
         self._recorded.graph.replay()
         return self._recorded.outputs
+
+
+class ReplayedRows:
+    """A function of the rows of one tensor, each for itself: recorded on CUDA for a few numbers of rows.
+
+    Fewer rows are padded to the next power of two, and what comes back is cut to theirs.
+
+    Args:
+        run: takes a tensor ``[w, d]`` and returns tensors of ``w`` rows; otherwise as :class:`Replayed`'s.
+    """
+
+    def __init__(self, run: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        self.run = run
+        self._by_shape: dict[tuple[object, ...], Replayed] = {}
+
+    def __call__(self, rows: Shaped[Tensor, "w d"]) -> tuple[Tensor, ...]:
+        """Return what ``run`` returns; on CUDA a later call overwrites it."""
+        if rows.device.type not in graphs.DEVICE_TYPES:
+            return self.run(rows)
+        count, width = rows.shape
+        padded = graphs.graph_width(count, None)
+        shape = (padded, width, rows.dtype, rows.device)
+        replayed = self._by_shape.setdefault(shape, Replayed(self.run, rows.device))
+        return tuple(output[:count] for output in replayed(F.pad(rows, (0, 0, 0, padded - count))))

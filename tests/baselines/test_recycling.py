@@ -13,8 +13,9 @@ from scipy.stats import chi2_contingency
 
 from baselines.autoregressive import AutoregressiveDrafter
 from baselines.chances import PROBABILITY_STEPS, Chances, probability_step
-from baselines.recycling import Kind, RecyclingDrafter, followers_in, prior_of, top_successors
+from baselines.recycling import Kind, RecyclingDrafter, followers_in, prior_of, successors_of
 from decoding import CandidateTree, Drafter, Sampling, SpeculativeDecoder, TargetModel, Verdict
+from decoding.ranking import most_likely
 from decoding.rows import pays
 from decoding.verify import verify
 from tests.decoding.tiny import greedy_of, save_model
@@ -119,7 +120,7 @@ def test_grows_the_paths_that_enumerating_all_of_them_finds_best(key_length: int
 def test_top_successors_are_those_of_a_plain_top_k(vocabulary: int) -> None:
     logits = 3 * torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(0))
     plain = logits.topk(min(8, vocabulary), dim=-1).indices.tolist()
-    successors = top_successors(logits, 8)
+    successors = successors_of(most_likely(logits, 8))
     assert [[token for token, _ in row] for row in successors] == plain
     for row, chances in zip(successors, logits.softmax(-1), strict=True):
         for token, step in row:
@@ -129,7 +130,7 @@ def test_top_successors_are_those_of_a_plain_top_k(vocabulary: int) -> None:
 def test_a_peaked_reading_is_of_the_highest_step() -> None:
     logits = torch.zeros(1, 1000)
     logits[0, 77] = 30.0
-    assert top_successors(logits, 2)[0][0] == (77, len(PROBABILITY_STEPS))
+    assert successors_of(most_likely(logits, 2))[0][0] == (77, len(PROBABILITY_STEPS))
 
 
 def test_the_followers_of_a_prompt_are_kept_once_and_the_latest_last() -> None:

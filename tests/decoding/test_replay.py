@@ -13,10 +13,11 @@ import torch
 from tiny import save_model
 from torch import Tensor
 
+from baselines import recycling
 from baselines.medusa import MedusaDrafter
 from decoding import Sampling, TargetModel, part_layers
 from decoding.pool import CachePool
-from decoding.replay import Replayed
+from decoding.replay import Replayed, ReplayedRows
 from pipeline.methods import build_decoder
 from shuffle.fasterdecodemixer.guesses import DecodingMixer
 from tests.decoding.cuda_standins import Device, refuse, stand_in
@@ -82,9 +83,26 @@ def test_on_a_processor_nothing_is_recorded() -> None:
     assert replayed.problem is None
 
 
-@pytest.mark.parametrize("method", ["medusa", "fasterdecodemixer", "union", "fasterdecodemixer_raw"])
+def test_rows_are_recorded_for_powers_of_two(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    replayed = ReplayedRows(frozen(device, lambda rows: (rows.sum(1), 2 * rows), monkeypatch))
+    for _ in range(2):
+        for count in (1, 2, 3, 4, 5, 8):
+            rows = torch.randn(count, 7)
+            total, double = replayed(rows)
+            assert torch.equal(total, rows.sum(1))
+            assert torch.equal(double, 2 * rows)
+    assert device.calls.count("capture") == 4  # of 1, 2, 4 and 8 rows
+    replayed(torch.randn(3, 9))  # another width
+    assert device.calls.count("capture") == 5
+
+
+# How many graphs each records: heads or mixer one, recycling's ranking one for each power of two that its trees take.
+@pytest.mark.parametrize(
+    ("method", "most"),
+    [("medusa", 1), ("fasterdecodemixer", 1), ("fasterdecodemixer_raw", 1), ("recycling", 5), ("union", 6)],
+)
 def test_drafts_that_are_replayed_are_those_that_are_computed(
-    method: str, device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    method: str, most: int, device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(part_layers, "can_multiply", lambda device: False)  # as on a GPU
     folder, parts = save_target(tmp_path / "target"), save_parts(tmp_path / "parts")
@@ -99,8 +117,12 @@ def test_drafts_that_are_replayed_are_those_that_are_computed(
 
     for owner, name in ((MedusaDrafter, "_top"), (DecodingMixer, "_guess")):
         monkeypatch.setattr(owner, name, as_captured(device, getattr(owner, name), monkeypatch))
+    ranked = recycling.most_likely
+    monkeypatch.setattr(
+        recycling, "most_likely", lambda rows, k: frozen(device, lambda each: ranked(each, k), monkeypatch)(rows)
+    )
     found = steps()
-    assert device.calls.count("capture") == 1
+    assert 1 <= device.calls.count("capture") <= most
     assert device.calls.count("replay") > 2
     with monkeypatch.context() as patch:
         patch.setattr("decoding.graphs.DEVICE_TYPES", ())
