@@ -70,4 +70,4 @@ def read_block(
     mask = additive(visible, target.dtype).repeat(target.weights.num_heads // target.weights.num_kv_heads, 1)
     rows, places = torch.tensor(tokens, device=device), torch.tensor(positions, device=device)
     hidden = forward(target.weights, rows, places, cache, mask)[first_row:]
-    return TreeOutput(target.weights.head(hidden if with_logits else hidden[:0]), hidden)
+    return TreeOutput(target.weights.head.in_float32(hidden if with_logits else hidden[:0]), hidden)

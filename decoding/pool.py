@@ -182,7 +182,7 @@ def prefill_together(
     for cache, prompt in zip(caches, prompts, strict=True):
         cache.keep(range(len(prompt)))
     hidden = read[ends]
-    return weights.head(hidden), hidden
+    return weights.head.in_float32(hidden), hidden
 
 
 def decode_texts(pool: CachePool, numbers: Int[Tensor, "2 n"]) -> tuple[Float[Tensor, "n v"], Float[Tensor, "n d"]]:
@@ -193,4 +193,4 @@ def decode_texts(pool: CachePool, numbers: Int[Tensor, "2 n"]) -> tuple[Float[Te
     mask = additive(visible, weights.embedding.dtype)[:, None, None]
     positions = rows.clamp(max=weights.config.max_position_embeddings - 1)  # of a text that is over
     hidden = forward(weights, tokens, positions, pool, mask, rows)
-    return weights.head(hidden), hidden
+    return weights.head.in_float32(hidden), hidden

@@ -227,7 +227,7 @@ class TargetModel:
         positions = torch.arange(len(prompt_ids), device=self.device)
         hidden = forward(self.weights, tokens, positions, cache, mask=None)[-1:]
         cache.keep(range(len(prompt_ids)))
-        return TreeOutput(self.weights.head(hidden), hidden)
+        return TreeOutput(self.weights.head.in_float32(hidden), hidden)
 
     @torch.inference_mode()
     def read(self, cache: KVCache, tree: CandidateTree) -> TreeOutput:
@@ -276,7 +276,7 @@ class TargetModel:
         mask = additive(tree.visible(cache.length, cache.capacity, padding), self.dtype).to(self.device)
         mask = mask.repeat(self.weights.num_heads // self.weights.num_kv_heads, 1)
         hidden = forward(self.weights, tokens, positions, cache, mask)
-        logits = self.weights.head(hidden)
+        logits = self.weights.head.in_float32(hidden)
         return TreeOutput(logits[: tree.width], hidden[: tree.width])
 
     @torch.inference_mode()

@@ -224,7 +224,10 @@ def rows(
     from pipeline.cli.rows import measure_and_show
     from pipeline.runner import Runner
 
-    runner = Runner(found.folder, dtype=dtype or found.dtypes[0], device=device, num_threads=num_threads)
+    # Not padded: it is what a row costs that is asked.
+    runner = Runner(
+        found.folder, dtype=dtype or found.dtypes[0], device=device, num_threads=num_threads, decode_width=1
+    )
     measure_and_show(runner.target, context, width or [])
 
 

@@ -66,6 +66,7 @@ class CellSpec:
     output: Path
     parts: dict[str, Path]
     device_map: str | None = None
+    decode_width: int | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -139,6 +140,7 @@ class Bench:
             device=self.device,
             weights=self.precision.weights,
             devices=self.devices,
+            decode_width=self.spec.decode_width or "default",
         )
 
     def warm_up(self, generates: Generates, requests: Sequence[Record]) -> None:

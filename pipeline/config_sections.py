@@ -106,7 +106,8 @@ class ModelSettings(Section):
 
     A dtype ``auto`` is the one that this machine computes in fast (:func:`pipeline.machine.fast_dtype`); the whole
     configuration (``pipeline.config.Settings``) puts its name there. ``device_map: auto`` spreads a model's layers over
-    all graphics cards of the machine, where one cannot hold it.
+    all graphics cards of the machine, where one cannot hold it. ``decode_width`` is how many rows a decode forward is
+    padded to, the baseline's too (:func:`decoding.graphs.default_decode_width`): 1 where rows are not free.
     """
 
     package: Package | None = None
@@ -118,6 +119,7 @@ class ModelSettings(Section):
     dtypes: Annotated[list[ModelDtype], Field(min_length=1), Differing]
     draft: DraftSettings | None = None
     device_map: Literal["auto"] | None = None
+    decode_width: Annotated[Positive, Field(le=256)] | None = None
 
     @model_validator(mode="after")
     def _cards_can_read_it(self) -> ModelSettings:

@@ -57,6 +57,7 @@ class Comparison:
     parts: Mapping[str, Path]
     num_threads: int = 0
     device_map: str | None = None
+    decode_width: int | None = None
 
     def parts_of(self, method: str) -> dict[str, Path]:
         """Return the folders of the parts that ``method`` needs.
@@ -119,6 +120,7 @@ class Runner:
             device=self.device,
             weights=self.precision.weights,
             devices=devices_for(self.device, comparison.device_map),
+            decode_width=comparison.decode_width or "default",
         )
         prefill_once(self.target)
 
@@ -232,6 +234,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", help=" | ".join(DTYPES))
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--device-map", choices=("auto",), help="auto: spread the model over all graphics cards")
+    parser.add_argument("--decode-width", type=int, metavar="ROWS", help="rows that a decode forward is padded to")
     parser.add_argument("--num-threads", type=int, default=0, help="0: all cores, or OMP_NUM_THREADS")
     parser.add_argument("--requests", type=Path, nargs="+", default=[], help="of pipeline.prepare: TASK.jsonl")
     parser.add_argument("--prompts", type=int, help="take the first so many of each file; default: all")
@@ -260,7 +263,8 @@ def main() -> None:
     for name in methods:
         find(name, METHODS, "method")
     where, given = (arguments.dtype, arguments.device), (arguments.options, parts)
-    comparison = Comparison(arguments.model_dir, *where, *given, arguments.num_threads, arguments.device_map)
+    layout = arguments.device_map, arguments.decode_width
+    comparison = Comparison(arguments.model_dir, *where, *given, arguments.num_threads, *layout)
     try:
         records = compare(comparison, methods, requests, arguments.output)
     except ValueError as error:  # an option out of range, a part that is another model's

@@ -46,13 +46,22 @@ class Runner:
         dtype: of ``pipeline.generate.DTYPES``, or ``auto``: what the checkpoint says of itself.
         device: auto, cpu or cuda, a number behind it: cuda:1.
         num_threads: 0 for all cores.
+        decode_width: rows that a decode forward is padded to; None: as is the default on the device.
 
     Raises:
         UserError: one of them is not valid.
     """
 
-    def __init__(self, model_dir: Path, *, dtype: str = "auto", device: str = "auto", num_threads: int = 0) -> None:
-        self.model_dir = model_dir
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        num_threads: int = 0,
+        decode_width: int | None = None,
+    ) -> None:
+        self.model_dir, self.decode_width = model_dir, decode_width
         self.tokenizer, self.config = load_tokenizer(model_dir)
         if dtype == "auto":
             dtype = str(getattr(self.config, "dtype", None) or "float32").removeprefix("torch.")
@@ -74,6 +83,7 @@ class Runner:
                 dtype=self.precision.arithmetic,
                 device=self.device,
                 weights=self.precision.weights,
+                decode_width=self.decode_width or "default",
             )
         except ValueError as error:
             raise UserError(f"{self.model_dir}: {error}") from error

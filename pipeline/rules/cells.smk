@@ -28,7 +28,7 @@ rule generate:
         repeats=SETTINGS.repeats,
         warmup_prompts=SETTINGS.warmup_prompts,
         device=SETTINGS.device,
-        device_map=device_map_flags,
+        layout=layout_flags,
         num_threads=SETTINGS.num_threads,
         work=lambda wildcards, output: f"{Path(output.cell).parent}/run",
     threads: workflow.cores
@@ -44,7 +44,7 @@ rule generate:
         " --method {wildcards.method:q} --options {params.options:q} --task {wildcards.task:q}"
         " --requests {input.requests:q} --seed {wildcards.seed} --sampling {params.sampling:q}"
         " --repeats {params.repeats} --warmup-prompts {params.warmup_prompts} --device {params.device:q}"
-        " {params.device_map:q} --num-threads {params.num_threads} {params.parts:q} --output {params.work:q} 2> >(tee {log:q} >&2)"
+        " {params.layout:q} --num-threads {params.num_threads} {params.parts:q} --output {params.work:q} 2> >(tee {log:q} >&2)"
         "; ln -f {params.work:q}/records.jsonl {output.records:q} 2> /dev/null"
         " || cp {params.work:q}/records.jsonl {output.records:q}"
         "; ln -f {params.work:q}/cell.json {output.cell:q} 2> /dev/null || cp {params.work:q}/cell.json {output.cell:q}"

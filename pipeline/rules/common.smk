@@ -161,10 +161,9 @@ def origin(entry, keys):
     return flags_of({key: getattr(entry, key, None) for key in keys})
 
 
-def device_map_flags(wildcards):
-    """The cards that a model is spread over, as an argument; a twin is small."""
-    device_map = getattr(SETTINGS.models.get(wildcards.model), "device_map", None)
-    return ["--device-map", device_map] if device_map else []
+def layout_flags(wildcards):
+    """The cards that a model is spread over and the rows that it reads, as arguments; a twin is small."""
+    return origin(SETTINGS.models.get(wildcards.model), ("device_map", "decode_width"))
 
 
 def cells(pattern):

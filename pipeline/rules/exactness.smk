@@ -61,7 +61,7 @@ rule compare:
         definitions=[METHODS[name].definition for name in compared()],
         parts=lambda wildcards, input: flags_of_parts(compared_parts(), input.parts),
         device=SETTINGS.device,
-        device_map=device_map_flags,
+        layout=layout_flags,
         num_threads=SETTINGS.num_threads,
         folder=subpath(output.table, parent=True),
     threads: workflow.cores
@@ -74,4 +74,4 @@ rule compare:
     shell:
         "python -m pipeline.exactness --model-dir {params.model:q} --dtype {wildcards.dtype:q} --device {params.device:q}"
         " --requests {input.requests:q} --methods {params.methods:q} --options {params.options:q} {params.parts:q}"
-        " {params.device_map:q} --num-threads {params.num_threads} --output {params.folder:q} 2> >(tee {log:q} >&2)"
+        " {params.layout:q} --num-threads {params.num_threads} --output {params.folder:q} 2> >(tee {log:q} >&2)"

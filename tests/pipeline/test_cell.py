@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 from decoding import Generation
 from pipeline import cell, clock, generate
 from pipeline.clock import Limits
+from pipeline.precision import precision_of
 from tests.pipeline import standins
 
 GROWTH = [3, 7, 5]  # bytes that the method's trials of one prompt take at most
@@ -43,6 +45,19 @@ def spec_of(folder: Path, **changes: Any) -> cell.CellSpec:
     values |= {"task": "toy", "requests": folder / "toy.jsonl", "seed": 0, "sampling": {"temperature": 0.0}}
     values |= {"repeats": 3, "warmup_prompts": 2, "device": "cpu", "num_threads": 1, "output": folder / "cell"}
     return cell.CellSpec(**(values | {"parts": {}} | changes))
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, "default"), (1, 1), (8, 8)])
+def test_the_target_is_loaded_with_the_rows_that_the_cell_asks_for(
+    asked: int | None, given: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(cell.TargetModel, "from_pretrained", lambda folder, **options: seen.update(options))
+    bench = SimpleNamespace(
+        spec=spec_of(tmp_path, decode_width=asked), precision=precision_of("float32"), device="cpu", devices=["cpu"]
+    )
+    cell.Bench.load_target(bench)  # type: ignore[arg-type]
+    assert seen["decode_width"] == given
 
 
 @pytest.fixture

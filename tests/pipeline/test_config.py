@@ -108,6 +108,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"models": {"m": MODEL | {"draft": {"path": "config", "revision": "b"}}}}, ["'b'", "without 'hub'"]),
     ({"models": {"m": MODEL | {"draft": {"path": "config"}}, "m.draft": MODEL}}, ["models.m.draft", "this name"]),
     ({"models": {"m": MODEL | {"device_map": "balanced"}}}, ["models.m.device_map = 'balanced'", "known: auto"]),
+    ({"models": {"m": MODEL | {"decode_width": 0}}}, ["models.m.decode_width = 0", "greater than 0"]),
     ({"models": {"m": MODEL | {"device_mp": "auto"}}}, ["models.m.device_mp", "did you mean 'device_map'?"]),
     ({"models": {"m": MODEL | {"device_map": "auto"}}, "device": "cpu"}, ["models.m: device_map 'auto'", "'cpu'"]),
     ({"models": {"m": MODEL | {"device_map": "auto", "dtypes": ["int8"]}}}, ["models.m: device_map 'auto'", "'int8'"]),

@@ -103,6 +103,17 @@ def test_a_cell_is_given_the_parts_of_its_method(tmp_path: Path) -> None:
             assert ("--part draft=results/models/tiny.draft" in line) == ("--method speculative" in line)
 
 
+def test_who_loads_a_model_is_told_how_it_is_laid_out(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    model = {"hub": "org/tiny", "decode_width": 8}
+    run = ["--configfile", short_profile(project, methods=("autoregressive", "prompt_lookup"), **model).name]
+    commands = snakemake(project, "results/benchmark.csv", "exactness", "--dry-run", "--printshellcmds", *run)
+    loading = [line for line in commands.splitlines() if "pipeline.generate" in line or "pipeline.exactness -" in line]
+    told = [line for line in loading if "--gather" not in line]
+    assert len(told) > 2
+    assert all("--decode-width 8" in line for line in told)
+
+
 def test_ids_are_compared_on_request_only(tmp_path: Path) -> None:
     project = copy_project(tmp_path)
     methods = ("autoregressive", "prompt_lookup", "lookahead", "hf_greedy")
