@@ -21,10 +21,12 @@ TIMED_ON = {
     "lossless_bfloat16_cascade_lake": CASCADE_LAKE,
     "lossless_int8": CASCADE_LAKE,
     "multi30k": ZEN_3,
+    "multi30k_cascade_lake": CASCADE_LAKE,
     "laptop": CASCADE_LAKE,
     "smoke": CASCADE_LAKE,
     "image": CASCADE_LAKE,
 }
+CARDS = {"gpu": "NVIDIA H200"}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,9 @@ def test_the_last_of_a_processors_caches_is_taken(tmp_path: Path) -> None:
     assert machine.processor_cache_bytes(tmp_path) is None
 
 
-@pytest.mark.parametrize("reference", REFERENCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "reference", [path for path in REFERENCES if path.stem not in CARDS], ids=lambda path: path.stem
+)
 def test_a_reference_calls_its_machine_what_a_run_there_would(monkeypatch: pytest.MonkeyPatch, reference: Path) -> None:
     """Else the gate takes the references' own machine for another, and holds no counter and no text exactly."""
     monkeypatch.setattr(machine, "_cpu", lambda: TIMED_ON[reference.stem])
@@ -111,5 +115,12 @@ def test_a_reference_calls_its_machine_what_a_run_there_would(monkeypatch: pytes
         assert {row["hardware"] for row in csv.DictReader(file)} == {machine.processor_name()}
 
 
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_s_reference_is_called_by_the_card(name: str) -> None:
+    (reference,) = (path for path in REFERENCES if path.stem == name)
+    with reference.open(encoding="utf-8", newline="") as file:
+        assert {(row["device"], row["hardware"]) for row in csv.DictReader(file)} == {("cuda", CARDS[name])}
+
+
 def test_there_are_references() -> None:
-    assert len(REFERENCES) == 8
+    assert len(REFERENCES) == 10
