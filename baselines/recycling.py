@@ -88,7 +88,7 @@ class RecyclingDrafter:
         self.num_nodes, self.top_k, self.key_length, self.warm_start = num_nodes, top_k, key_length, warm_start
         self.max_width = num_nodes + 1
         self.node_probabilities: Sequence[float] | None = None
-        self._rank = ReplayedRows(partial(most_likely, k=top_k))
+        self._rank = ReplayedRows(partial(most_likely, k=top_k), self.max_width)
         self._table: dict[Key, Entry] = {}
         self._chances = Chances()
         self._last: Key = ()

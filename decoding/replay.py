@@ -63,20 +63,28 @@ class Replayed:
 class ReplayedRows:
     """A function of the rows of one tensor, each for itself: recorded on CUDA for a few numbers of rows.
 
-    Fewer rows are padded to the next power of two, and what comes back is cut to theirs.
+    Fewer rows are padded to the next power of two, and what comes back is cut to theirs. The first call records all of
+    them, so that nothing is left to record while a later text is timed.
 
     Args:
         run: takes a tensor ``[w, d]`` and returns tensors of ``w`` rows; otherwise as :class:`Replayed`'s.
+        most: rows that a call has at most, more or less: for more, it is recorded when they come.
     """
 
-    def __init__(self, run: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
-        self.run = run
+    def __init__(self, run: Callable[[Tensor], tuple[Tensor, ...]], most: int) -> None:
+        self.run, self.most = run, most
         self._by_shape: dict[tuple[object, ...], Replayed] = {}
 
     def __call__(self, rows: Shaped[Tensor, "w d"]) -> tuple[Tensor, ...]:
         """Return what ``run`` returns; on CUDA a later call overwrites it."""
         if rows.device.type not in graphs.DEVICE_TYPES:
             return self.run(rows)
+        if not self._by_shape:
+            for count in sorted({graphs.graph_width(count, None) for count in range(1, self.most + 1)}):
+                self._replay(rows.new_zeros(count, rows.shape[1]))
+        return self._replay(rows)
+
+    def _replay(self, rows: Shaped[Tensor, "w d"]) -> tuple[Tensor, ...]:
         count, width = rows.shape
         padded = graphs.graph_width(count, None)
         shape = (padded, width, rows.dtype, rows.device)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from baselines import recycling
 from decoding import graphs, pool
 
 
@@ -57,6 +58,39 @@ class Graph:
 
 def refuse(*arguments: object) -> None:
     raise RuntimeError("a capture cannot wait for a number of the device")
+
+
+def frozen(
+    seen: Device, run: Callable[..., tuple[Tensor, ...]], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Tensor, ...]]:
+    """``run`` as a capture has it: it may ask no tensor for a number, and fills its outputs when it is replayed."""
+
+    def run_or_record(*given: Any) -> tuple[Tensor, ...]:
+        if seen.capturing is None:
+            return run(*given)
+        with monkeypatch.context() as patch:
+            for name in ("__int__", "__index__", "__bool__", "__float__", "item", "tolist"):
+                patch.setattr(Tensor, name, refuse)
+            outputs = tuple(each.clone() for each in run(*given))
+        for output in outputs:
+            output.zero_()
+
+        def again() -> None:
+            for output, found in zip(outputs, run(*given), strict=True):
+                output.copy_(found)
+
+        seen.capturing.again = again
+        return outputs
+
+    return run_or_record
+
+
+def ranking_frozen(seen: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freeze what recycling ranks by, as a capture has it."""
+    ranked = recycling.most_likely
+    monkeypatch.setattr(
+        recycling, "most_likely", lambda rows, k: frozen(seen, lambda each: ranked(each, k), monkeypatch)(rows)
+    )
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Device:

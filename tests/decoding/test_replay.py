@@ -11,16 +11,14 @@ from typing import Any
 import pytest
 import torch
 from tiny import save_model
-from torch import Tensor
 
-from baselines import recycling
 from baselines.medusa import MedusaDrafter
 from decoding import Sampling, TargetModel, part_layers
 from decoding.pool import CachePool
 from decoding.replay import Replayed, ReplayedRows
 from pipeline.methods import build_decoder
 from shuffle.fasterdecodemixer.guesses import DecodingMixer
-from tests.decoding.cuda_standins import Device, refuse, stand_in
+from tests.decoding.cuda_standins import Device, frozen, ranking_frozen, stand_in
 from tests.pipeline.standins import save_parts, save_target
 
 CPU = torch.device("cpu")
@@ -29,31 +27,6 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     return stand_in(monkeypatch)
-
-
-def frozen(
-    seen: Device, run: Callable[..., tuple[Tensor, ...]], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[Tensor, ...]]:
-    """``run`` as a capture has it: it may ask no tensor for a number, and fills its outputs when it is replayed."""
-
-    def run_or_record(*given: Any) -> tuple[Tensor, ...]:
-        if seen.capturing is None:
-            return run(*given)
-        with monkeypatch.context() as patch:
-            for name in ("__int__", "__index__", "__bool__", "__float__", "item", "tolist"):
-                patch.setattr(Tensor, name, refuse)
-            outputs = tuple(each.clone() for each in run(*given))
-        for output in outputs:
-            output.zero_()
-
-        def again() -> None:
-            for output, found in zip(outputs, run(*given), strict=True):
-                output.copy_(found)
-
-        seen.capturing.again = again
-        return outputs
-
-    return run_or_record
 
 
 def as_captured(seen: Device, method: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
@@ -84,16 +57,19 @@ def test_on_a_processor_nothing_is_recorded() -> None:
 
 
 def test_rows_are_recorded_for_powers_of_two(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    replayed = ReplayedRows(frozen(device, lambda rows: (rows.sum(1), 2 * rows), monkeypatch))
+    replayed = ReplayedRows(frozen(device, lambda rows: (rows.sum(1), 2 * rows), monkeypatch), most=6)
+    replayed(torch.randn(3, 7))
+    assert device.calls.count("capture") == 4  # of 1, 2, 4 and 8 rows, at once
     for _ in range(2):
         for count in (1, 2, 3, 4, 5, 8):
             rows = torch.randn(count, 7)
             total, double = replayed(rows)
             assert torch.equal(total, rows.sum(1))
             assert torch.equal(double, 2 * rows)
-    assert device.calls.count("capture") == 4  # of 1, 2, 4 and 8 rows
+    assert device.calls.count("capture") == 4
     replayed(torch.randn(3, 9))  # another width
-    assert device.calls.count("capture") == 5
+    replayed(torch.randn(9, 7))  # more rows than was said
+    assert device.calls.count("capture") == 6
 
 
 # How many graphs each records: heads or mixer one, recycling's ranking one for each power of two that its trees take.
@@ -117,10 +93,7 @@ def test_drafts_that_are_replayed_are_those_that_are_computed(
 
     for owner, name in ((MedusaDrafter, "_top"), (DecodingMixer, "_guess")):
         monkeypatch.setattr(owner, name, as_captured(device, getattr(owner, name), monkeypatch))
-    ranked = recycling.most_likely
-    monkeypatch.setattr(
-        recycling, "most_likely", lambda rows, k: frozen(device, lambda each: ranked(each, k), monkeypatch)(rows)
-    )
+    ranking_frozen(device, monkeypatch)
     found = steps()
     assert 1 <= device.calls.count("capture") <= most
     assert device.calls.count("replay") > 2
