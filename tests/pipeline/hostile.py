@@ -218,7 +218,7 @@ FORGERIES = {
                 try: os.write(descriptor, b'["returned", ' + b'["list", [' * 50000 + b']]' * 50000 + b']\\n')
                 except OSError: pass
         """,
-    "returns a huge list": "def add(x, y):\n    return [0] * 10 ** 6",
+    "returns a huge list": "def add(x, y):\n    return [0] * 300_000",
     "returns an endless iterator": "import itertools\ndef add(x, y):\n    return itertools.count()",
     "returns a number of a million digits": "def add(x, y):\n    return 10 ** 10 ** 6",
     "removes the function": "del add",
