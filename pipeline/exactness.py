@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.arguments import positive
 from pipeline.divergence import first_difference, top2_margin
 from pipeline.errors import UserError, command, nearest
 from pipeline.exactness_table import gather, write
@@ -234,7 +235,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", help=" | ".join(DTYPES))
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--device-map", choices=("auto",), help="auto: spread the model over all graphics cards")
-    parser.add_argument("--decode-width", type=int, metavar="ROWS", help="rows that a decode forward is padded to")
+    parser.add_argument("--decode-width", type=positive, metavar="ROWS", help="rows that a decode forward is padded to")
     parser.add_argument("--num-threads", type=int, default=0, help="0: all cores, or OMP_NUM_THREADS")
     parser.add_argument("--requests", type=Path, nargs="+", default=[], help="of pipeline.prepare: TASK.jsonl")
     parser.add_argument("--prompts", type=int, help="take the first so many of each file; default: all")

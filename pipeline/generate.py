@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.arguments import json_object
+from pipeline.arguments import json_object, positive
 from pipeline.errors import UserError, command, nearest
 from pipeline.files import atomic_write, folder_lock, json_lines, sha256_of
 from pipeline.machine import available_cores, describe_machine, package_versions
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup-prompts", type=int, default=1)
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--device-map", choices=("auto",), help="auto: spread the model over all graphics cards")
-    parser.add_argument("--decode-width", type=int, metavar="ROWS", help="rows that a decode forward is padded to")
+    parser.add_argument("--decode-width", type=positive, metavar="ROWS", help="rows that a decode forward is padded to")
     parser.add_argument("--num-threads", type=int, default=0, help="0: all cores, or OMP_NUM_THREADS")
     parser.add_argument(
         "--part",

@@ -104,6 +104,8 @@ def test_every_step_says_what_the_plain_engine_says_on_a_cpu(
         for found, expected in pairs:
             scale = expected.logits.abs().max()
             assert (found.logits.cpu().float() - expected.logits).abs().max() / scale < tolerance
+        if ON_CARD:
+            assert pairs[0][0].logits.dtype == torch.float32  # unrounded, in bfloat16 too
     assert target.engine == ("cuda-graph" if ON_CARD else target.engine)
 
 

@@ -224,6 +224,7 @@ def test_a_model_outside_the_family_fails_its_cells(model: Path, requests: Path,
         ({"model-dir": "nowhere"}, "'nowhere' is no model folder"),
         ({"requests": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
         ({"options": "{"}, "is not a JSON object"),
+        ({"decode-width": 0}, "'0' is not a whole number of at least 1"),
     ],
 )
 def test_a_bad_command_line_is_told_in_one_line_and_writes_nothing(
