@@ -44,6 +44,7 @@ Kind = tuple[object, ...]
 DRAFTERS: Mapping[str, tuple[str, str]] = {
     "prompt_lookup": ("baselines.prompt_lookup:PromptLookupDrafter", "num_draft_tokens"),
     "recycling": ("baselines.recycling:RecyclingDrafter", "num_nodes"),
+    "rest": ("baselines.rest:RestDrafter", "num_nodes"),
     "medusa": ("baselines.medusa:MedusaDrafter", "num_nodes"),
     "fasterdecodemixer": ("shuffle.fasterdecodemixer.drafter:MixerDrafter", "num_nodes"),
 }

@@ -15,7 +15,7 @@ from pydantic import Field
 
 Origin = Literal["embedded", "path", "hub"]
 Share = Annotated[float, Field(ge=0, le=1)]  # the type of an option
-Part = str  # draft, heads, mixer, or the name of a parallel generator's weights
+Part = str  # draft, heads, mixer, datastore, or the name of a parallel generator's weights
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The trained parts that some methods need, as folders: a draft model, Medusa heads.
+"""The parts that some methods need, made beforehand, as folders: a draft model, Medusa heads, a datastore.
 
 A part that could not be fetched or trained is a folder whose record says why (``{"error": ...}``), so that the cells
 that need it become rows with that reason and all others go on. Example::
@@ -17,8 +17,8 @@ from typing import Any
 from pipeline.errors import UserError, nearest
 from pipeline.registry import METHODS, find
 
-# of a draft model that was fetched, of one trained, of heads, of a mixer, of a parallel generator
-RECORDS = ("source.json", "draft.json", "heads.json", "mixer.json", "generator.json")
+# of a draft model that was fetched, of one trained, of heads, of a mixer, of a datastore, of a parallel generator
+RECORDS = ("source.json", "draft.json", "heads.json", "mixer.json", "datastore.json", "generator.json")
 
 
 def part_argument(text: str) -> tuple[str, Path]:

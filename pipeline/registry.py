@@ -92,7 +92,12 @@ RECYCLING: Mapping[str, Any] = {
     "warm_start": bool,
     "row_cost": NonNegativeFloat,
 }
-UNITED = Literal["prompt_lookup", "recycling", "medusa", "fasterdecodemixer"]
+REST: Mapping[str, Any] = {
+    "num_nodes": PositiveInt,
+    "max_ngram": Annotated[int, Field(ge=1, le=31)],
+    "row_cost": NonNegativeFloat,
+}
+UNITED = Literal["prompt_lookup", "recycling", "rest", "medusa", "fasterdecodemixer"]
 UNION: Mapping[str, Any] = {
     "drafters": Annotated[list[UNITED], Field(min_length=1)],
     "num_nodes": PositiveInt,
@@ -150,6 +155,7 @@ METHODS: Mapping[str, Method] = {
     "ouroboros": _ouroboros(warm_start=False),
     "ouroboros_warm_start": _ouroboros(warm_start=True),
     "recycling": Method("baselines.recycling:RecyclingDrafter", lossless=True, kind="drafter", options=RECYCLING),
+    "rest": Method("baselines.rest:RestDrafter", lossless=True, kind="drafter", options=REST, parts=("datastore",)),
     "union": Method(
         "baselines.union:UnionDrafter",
         lossless=True,
@@ -160,6 +166,7 @@ METHODS: Mapping[str, Method] = {
         also=(
             "baselines.prompt_lookup",
             "baselines.recycling",
+            "baselines.rest",
             "baselines.medusa",
             "shuffle.fasterdecodemixer.drafter",
         ),

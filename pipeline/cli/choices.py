@@ -29,7 +29,7 @@ from pipeline.registry import METHODS, find
 from pipeline.sources import ROOT
 
 DEFAULT_PROFILE = "laptop"
-TRAINED = ("draft", "heads", "mixer")
+TRAINED = ("draft", "heads", "mixer", "datastore")
 
 
 @dataclass(frozen=True)

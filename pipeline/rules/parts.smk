@@ -1,4 +1,5 @@
-# What methods need beside the target: a draft model, Medusa heads and a mixer, trained on text that the target itself writes.
+# What methods need beside the target: a draft model, Medusa heads and a mixer, trained on text that the target itself
+# writes, and that text to look up.
 # A timed cell takes all cores, so none of this ever runs beside one. Writing text takes all cores too; trainings go two at a
 # time, half of the cores each: steps this small gain little from more threads.
 EMBEDDED_SOURCES = [task.source for task in TASKS.values() if "embedded" in task.origins]
@@ -188,3 +189,26 @@ rule train_mixer:
     shell:
         "python -m pipeline.train_mixer --model {params.model:q} --text {input.text:q} {params.settings:q}"
         " --seed {params.seed} --device {params.device} --errors-as-rows --output {params.folder:q} 2> >(tee {log:q} >&2)"
+
+
+rule build_datastore:
+    """Make the datastore that REST looks up, of the text that the target wrote.
+
+    python -m pipeline.build_datastore --text results/parts/smollm2-135m/default/text.jsonl
+        --output results/parts/smollm2-135m/default/datastore
+    """
+    input:
+        text=f"{PART}/text.jsonl",
+        sources=sources_of("pipeline.build_datastore"),
+    output:
+        record=f"{PART}/datastore/datastore.json",
+    params:
+        folder=subpath(output.record, parent=True),
+    priority: 1
+    log:
+        f"results/logs/build_datastore/{{model}}/{SETTINGS.training.name}.log",
+    message:
+        "Making a datastore of what {wildcards.model} wrote"
+    shell:
+        "python -m pipeline.build_datastore --text {input.text:q} --errors-as-rows --output {params.folder:q}"
+        " 2> >(tee {log:q} >&2)"

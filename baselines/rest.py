@@ -1,0 +1,141 @@
+r"""REST: draft what followed the same tokens in a datastore of texts.
+
+Retrieval-based speculative decoding (He, Zhong, Cai, Lee and He 2024) looks up the longest end of the context that a
+datastore holds, merges what followed it there into a trie, and verifies the most frequent branches as a tree. No draft
+model and no weights; the datastore is made in seconds (:mod:`baselines.datastore`).
+
+What differs from the paper:
+- its datastore is a corpus that others wrote (code, conversations). Ours is what the target itself wrote for the
+  training of the other parts: a draft is to agree with the target, and not with the world.
+- its trie is of what followed the longest match alone, weighted by frequency. Ours is grown best-first by a probability
+  that takes in all matches: with c(h, t) the number of times that token t followed the run h, and n(h) that of all that
+  followed it,
+
+      P(t | h) = (c(h, t) + lambda P(t | h without its first token)) / (n(h) + lambda),
+
+  interpolated counts as in a language model of n-grams (Witten and Bell 1991; here with one lambda), from the longest
+  end that is found down to one token. So a rare long match and a frequent short one are weighed against each other.
+
+Example::
+
+    drafter = RestDrafter(Datastore.load(folder), num_nodes=15)
+    SpeculativeDecoder(target, drafter).generate(prompt_ids, max_new_tokens=64)
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from baselines.datastore import SORTED_BY, Datastore
+from decoding import CandidateTree, Sampling, TargetModel, Verdict
+from decoding.rows import pays
+
+# How many sightings what is known of the shorter run is worth. Held-out text; from 1 to 4 tokens a step hardly change.
+SHORTER_RUN = 2.0
+LEAST = 0.02  # the chance below which a guess is not worth a place among those to choose from
+
+
+class RestDrafter:
+    """Proposes a tree grown best-first from what followed the end of the context in a datastore.
+
+    Args:
+        datastore: of texts with the target's tokens.
+        num_nodes: most draft tokens of a tree.
+        max_ngram: the longest run of last tokens that is looked up.
+        row_cost: nodes that do not pay are left out, see :func:`decoding.rows.pays`.
+
+    Attributes:
+        node_probabilities: after ``propose``, each node's chance to be accepted if its parent is; the root's is 1.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    def __init__(self, datastore: Datastore, num_nodes: int = 15, max_ngram: int = 6, row_cost: float = 0.0) -> None:
+        if num_nodes < 1:
+            raise ValueError(f"num_nodes must be 1 or more, not {num_nodes}")
+        if not 1 <= max_ngram < SORTED_BY:
+            raise ValueError(f"max_ngram must be 1 to {SORTED_BY - 1}, not {max_ngram}")
+        if row_cost < 0:
+            raise ValueError(f"row_cost must be 0 or more, not {row_cost}")
+        self.datastore, self.num_nodes, self.max_ngram, self.row_cost = datastore, num_nodes, max_ngram, row_cost
+        self.max_width = num_nodes + 1
+        self.node_probabilities: Sequence[float] | None = None
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of the datastore."""
+        return self.datastore.nbytes
+
+    @classmethod
+    def from_target(
+        cls,
+        target: TargetModel,
+        *,
+        parts: Mapping[str, Path],
+        sampling: Sampling,
+        num_nodes: int = 15,
+        max_ngram: int = 6,
+        row_cost: float = 0.0,
+    ) -> Self:
+        """Load the datastore in ``parts["datastore"]``.
+
+        Raises:
+            ValueError: there is none, it is damaged, or it holds tokens that the target does not have.
+        """
+        if "datastore" not in parts:
+            raise ValueError("rest needs a part 'datastore'")
+        datastore = Datastore.load(Path(parts["datastore"]))
+        if len(datastore.tokens) and int(datastore.tokens.max()) >= target.vocab_size:
+            raise ValueError(f"{parts['datastore']}: its token {datastore.tokens.max()} is none of the target's")
+        return cls(datastore, num_nodes, max_ngram, row_cost)
+
+    def begin(self, prompt_ids: Sequence[int]) -> None:
+        """Start a new text: there is nothing to forget."""
+
+    def propose(self, context: Sequence[int]) -> CandidateTree:
+        """Return the tree of the ``num_nodes`` nodes that are most likely to be accepted."""
+        tokens: list[int] = []
+        parents: list[int] = []
+        chances: list[float] = []
+        # (-chance of the whole path, when pushed, token, parent, chance given the parent, last tokens)
+        frontier = [(-1.0, 0, context[-1], -1, 1.0, tuple(context[-self.max_ngram :]))]
+        pushed, expected = 0, 0.0
+        while frontier and len(tokens) <= self.num_nodes:
+            negative, _, token, parent, chance, end = heapq.heappop(frontier)
+            node = len(tokens)
+            if node and not pays(-negative, expected, node - 1, self.row_cost):
+                break
+            expected -= negative
+            tokens.append(token)
+            parents.append(parent)
+            chances.append(chance)
+            if node == self.num_nodes:
+                break
+            for following, each in self.chances_after(end).items():
+                if each >= LEAST:
+                    pushed += 1
+                    longer = (*end, following)[-self.max_ngram :]
+                    heapq.heappush(frontier, (negative * each, pushed, following, node, each, longer))
+        self.node_probabilities = chances
+        return CandidateTree(tuple(tokens), tuple(parents))
+
+    def observe(self, verdict: Verdict) -> int:
+        """Nothing to learn: the datastore stays as it is."""
+        return 0
+
+    def chances_after(self, end: Sequence[int]) -> dict[int, float]:
+        """Return the probability of each token that followed an end of these tokens anywhere in the datastore."""
+        found: dict[int, float] = {}
+        for length in range(1, len(end) + 1):
+            total, counts = self.datastore.followers(end[-length:])
+            if not total:
+                break  # nor are there longer ones
+            shorter = SHORTER_RUN / (total + SHORTER_RUN)
+            found = {token: shorter * chance for token, chance in found.items()}
+            for token, count in counts.items():
+                found[token] = found.get(token, 0.0) + count / (total + SHORTER_RUN)
+        return found
