@@ -102,7 +102,7 @@ class Datastore:
 
 
 def suffix_array(tokens: Int32[np.ndarray, " n"], depth: int) -> Int32[np.ndarray, " n"]:
-    """Return the places of ``tokens`` in the order of the ``depth`` tokens that stand there: sorted by 1, by 2, by 4 ..."""
+    """Return the places of ``tokens`` in the order of the ``depth`` tokens that stand there, by doubling."""
     if not len(tokens):
         return np.zeros(0, dtype=np.int32)
     _, rank = np.unique(tokens, return_inverse=True)
