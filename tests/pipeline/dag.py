@@ -42,6 +42,7 @@ if sys.argv[0] == "-m":  # run as python -m pipeline.<rule>
         "train_draft": lambda: [option("--output") / "draft.json"],
         "train_heads": lambda: [option("--output") / "heads.json"],
         "train_mixer": lambda: [option("--output") / "mixer.json"],
+        "build_datastore": lambda: [option("--output") / "datastore.json"],
         "paper_tables": lambda: [option("--output") / f"{name}.{form}" for name in PAPER for form in FORMS],
         "strata": lambda: [option("--output") / f"strata.{form}" for form in ("csv", "md")],
         "overview": lambda: [option("--output") / f"{name}.png" for name in OVERVIEW],

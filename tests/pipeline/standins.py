@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from baselines.datastore import Datastore
 from baselines.medusa_heads import HeadsRecord, MedusaHeads, save_heads
 from shuffle.fasterdecodemixer.config import MixerConfig
 from shuffle.fasterdecodemixer.model import FasterDecodeMixer
@@ -28,7 +29,7 @@ def save_target(folder: Path, seed: int = 0, prefix: str = "w") -> Path:
 
 
 def save_parts(folder: Path) -> dict[str, Path]:
-    """Save a draft model that differs from the target of seed 0, random heads, a random mixer; return their folders."""
+    """Save a draft model unlike the target of seed 0, random heads and mixer, a datastore; return their folders."""
     draft, heads = save_target(folder / "draft", seed=1), folder / "heads"
     (draft / "draft.json").write_text(json.dumps({"layers": [0]}))
     torch.manual_seed(2)
@@ -43,7 +44,11 @@ def save_parts(folder: Path) -> dict[str, Path]:
     mixer.start_from(words, torch.randn(len(words), SHAPE["hidden_size"]))
     mixer.save_pretrained(folder / "mixer")
     (folder / "mixer" / "mixer.json").write_text("{}")
-    return {"draft": draft, "heads": heads, "mixer": folder / "mixer"}
+    datastore, rng = folder / "datastore", random.Random(3)
+    datastore.mkdir()
+    Datastore.of(rng.choices(range(3, 12), k=30) for _ in range(20)).save(datastore)  # words that requests() has
+    (datastore / "datastore.json").write_text("{}")
+    return {"draft": draft, "heads": heads, "mixer": folder / "mixer", "datastore": datastore}
 
 
 def requests(count: int = 6, seed: int = 0, limit: int = 30) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from decoding import SpeculativeDecoder, TargetModel
-from pipeline.cli.choices import models_of, read_profile
+from pipeline.cli.choices import TRAINED, models_of, read_profile
 from pipeline.generators import GENERATORS
 from pipeline.registry import METHODS, TASKS, import_target
 from tests.pipeline.conftest import Run
@@ -183,4 +183,4 @@ def test_help_says_what_it_is_for(run: Run, capsys: pytest.CaptureFixture[str], 
 
 def test_every_part_that_a_method_needs_is_made_for_some_model() -> None:
     needed = {part for method in METHODS.values() for part in method.parts}
-    assert needed <= {"draft", "heads", "mixer", *GENERATORS}
+    assert needed <= {*TRAINED, *GENERATORS}

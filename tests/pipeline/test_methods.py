@@ -154,6 +154,7 @@ def test_a_draft_of_another_vocabulary_is_refused_in_one_line(
     ("drafters", "needed"),
     [
         (["prompt_lookup", "recycling"], ()),
+        (["rest", "prompt_lookup"], ("datastore",)),
         (["medusa"], ("heads",)),
         (["fasterdecodemixer", "medusa"], ("mixer", "heads")),
         (None, ("mixer",)),
