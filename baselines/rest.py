@@ -33,8 +33,9 @@ from baselines.datastore import SORTED_BY, Datastore
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
 from decoding.rows import pays
 
-# How many sightings what is known of the shorter run is worth. Held-out text; from 1 to 4 tokens a step hardly change.
-SHORTER_RUN = 2.0
+Run = tuple[int, ...]
+# How many sightings what is known of the shorter run is worth: of 1, 2 and 4 the best on held-out text, by a hundredth.
+SHORTER_RUN = 4.0
 LEAST = 0.02  # the chance below which a guess is not worth a place among those to choose from
 
 
@@ -54,7 +55,7 @@ class RestDrafter:
         ValueError: an option is out of range.
     """
 
-    def __init__(self, datastore: Datastore, num_nodes: int = 15, max_ngram: int = 6, row_cost: float = 0.0) -> None:
+    def __init__(self, datastore: Datastore, num_nodes: int = 15, max_ngram: int = 4, row_cost: float = 0.0) -> None:
         if num_nodes < 1:
             raise ValueError(f"num_nodes must be 1 or more, not {num_nodes}")
         if not 1 <= max_ngram < SORTED_BY:
@@ -64,6 +65,7 @@ class RestDrafter:
         self.datastore, self.num_nodes, self.max_ngram, self.row_cost = datastore, num_nodes, max_ngram, row_cost
         self.max_width = num_nodes + 1
         self.node_probabilities: Sequence[float] | None = None
+        self._known: dict[Run, dict[int, float]] = {}
 
     @property
     def part_bytes(self) -> int:
@@ -78,7 +80,7 @@ class RestDrafter:
         parts: Mapping[str, Path],
         sampling: Sampling,
         num_nodes: int = 15,
-        max_ngram: int = 6,
+        max_ngram: int = 4,
         row_cost: float = 0.0,
     ) -> Self:
         """Load the datastore in ``parts["datastore"]``.
@@ -94,7 +96,8 @@ class RestDrafter:
         return cls(datastore, num_nodes, max_ngram, row_cost)
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
-        """Start a new text: there is nothing to forget."""
+        """Start a new text."""
+        self._known = {}
 
     def propose(self, context: Sequence[int]) -> CandidateTree:
         """Return the tree of the ``num_nodes`` nodes that are most likely to be accepted."""
@@ -115,11 +118,13 @@ class RestDrafter:
             chances.append(chance)
             if node == self.num_nodes:
                 break
-            for following, each in self.chances_after(end).items():
-                if each >= LEAST:
-                    pushed += 1
-                    longer = (*end, following)[-self.max_ngram :]
-                    heapq.heappush(frontier, (negative * each, pushed, following, node, each, longer))
+            # The ends of one step's tree are for the most part those of the next step's.
+            if (known := self._known.get(end)) is None:
+                known = self._known[end] = {t: each for t, each in self.chances_after(end).items() if each >= LEAST}
+            for following, each in known.items():
+                pushed += 1
+                longer = (*end, following)[-self.max_ngram :]
+                heapq.heappush(frontier, (negative * each, pushed, following, node, each, longer))
         self.node_probabilities = chances
         return CandidateTree(tuple(tokens), tuple(parents))
 
