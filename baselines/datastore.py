@@ -76,11 +76,6 @@ class Datastore:
         """Write the datastore into a folder that is there."""
         save_file({"tokens": self.tokens, "order": self.order}, folder / FILE)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes, its forms for searching included."""
-        return int(self.tokens.nbytes + self.order.nbytes) + 3 * BYTES * len(self.tokens)
-
     def followers(self, run: Sequence[int]) -> tuple[int, dict[int, int]]:
         """Return how many tokens followed a run of tokens, and which how often; of very many places a part is counted.
 

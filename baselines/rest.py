@@ -67,11 +67,6 @@ class RestDrafter:
         self.node_probabilities: Sequence[float] | None = None
         self._known: dict[Run, dict[int, float]] = {}
 
-    @property
-    def part_bytes(self) -> int:
-        """Bytes of the datastore."""
-        return self.datastore.nbytes
-
     @classmethod
     def from_target(
         cls,

@@ -54,7 +54,8 @@ def error_of(folder: Path) -> str | None:
         UserError: the folder is not there.
     """
     if not folder.is_dir():
-        raise UserError(f"part: {str(folder)!r} is no folder; run pipeline.train_draft or pipeline.train_heads first")
+        makers = "train_draft, train_heads, train_mixer or build_datastore"
+        raise UserError(f"part: {str(folder)!r} is no folder; run python -m pipeline.<rule> first, {makers}")
     for record in RECORDS:
         try:
             about = json.loads((folder / record).read_text(encoding="utf-8"))

@@ -150,7 +150,7 @@ def test_is_loaded_from_its_part_and_tokens_that_the_target_does_not_have_are_re
     store.save(folder)
     loaded = RestDrafter.from_target(target, parts={"datastore": folder}, sampling=Sampling(), num_nodes=4)
     assert loaded.propose(prompt) == RestDrafter(store, num_nodes=4).propose(prompt)
-    assert loaded.part_bytes == store.nbytes > 0
+    assert not hasattr(loaded, "part_bytes")  # those are read whole for each draft, which a datastore is not
     Datastore.of([[5, 48]]).save(folder)
     with pytest.raises(ValueError, match="its token 48 is none of the target's"):
         RestDrafter.from_target(target, parts={"datastore": folder}, sampling=Sampling())
