@@ -24,17 +24,16 @@ Example::
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 
+from baselines.best_first import grow
 from baselines.chances import PROBABILITY_STEPS, Chances
 from decoding import CandidateTree, Verdict
 from decoding.ranking import Top, most_likely
 from decoding.replay import ReplayedRows
-from decoding.rows import pays
 
 Key = tuple[int, ...]
 # Of a guess: length of the key, worth of the entry, and where a longer key had other guesses from.
@@ -106,30 +105,17 @@ class RecyclingDrafter:
 
     def propose(self, context: Sequence[int]) -> CandidateTree:
         """Return the tree of the ``num_nodes`` nodes that are most likely to be accepted."""
-        tokens: list[int] = []
-        parents: list[int] = []
-        chances: list[float] = []
-        # (-chance of the whole path, when pushed, token, parent, chance given the parent, key)
-        frontier = [(-1.0, 0, context[-1], -1, 1.0, tuple(context[-self.key_length :]))]
-        pushed, expected = 0, 0.0
         known: dict[Kind, float] = {}
-        while frontier and len(tokens) <= self.num_nodes:
-            negative, _, token, parent, chance, key = heapq.heappop(frontier)
-            node = len(tokens)
-            if node and not pays(-negative, expected, node - 1, self.row_cost):
-                break
-            expected -= negative
-            tokens.append(token)
-            parents.append(parent)
-            chances.append(chance)
+
+        def expand(key: Key) -> Iterator[tuple[int, float, Key]]:
             for successor, kind in self._guesses(key):
                 if (each := known.get(kind)) is None:
                     each = known[kind] = self._chances.of(kind, prior_of(kind))
-                pushed += 1
-                following = (*key, successor)[-self.key_length :]
-                heapq.heappush(frontier, (negative * each, pushed, successor, node, each, following))
-        self.node_probabilities = chances
-        return CandidateTree(tuple(tokens), tuple(parents))
+                yield successor, each, (*key, successor)[-self.key_length :]
+
+        key = tuple(context[-self.key_length :])
+        tree, self.node_probabilities = grow(context[-1], key, expand, self.num_nodes, self.row_cost)
+        return tree
 
     def observe(self, verdict: Verdict) -> int:
         """Count which guesses were right, then replace the successors of every token that was read."""

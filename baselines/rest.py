@@ -24,14 +24,13 @@ Example::
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from baselines.best_first import grow
 from baselines.datastore import SORTED_BY, Datastore
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
-from decoding.rows import pays
 
 Run = tuple[int, ...]
 # How many sightings what is known of the shorter run is worth: of 1, 2 and 4 the best on held-out text, by a hundredth.
@@ -96,36 +95,21 @@ class RestDrafter:
 
     def propose(self, context: Sequence[int]) -> CandidateTree:
         """Return the tree of the ``num_nodes`` nodes that are most likely to be accepted."""
-        tokens: list[int] = []
-        parents: list[int] = []
-        chances: list[float] = []
-        # (-chance of the whole path, when pushed, token, parent, chance given the parent, last tokens)
-        frontier = [(-1.0, 0, context[-1], -1, 1.0, tuple(context[-self.max_ngram :]))]
-        pushed, expected = 0, 0.0
-        while frontier and len(tokens) <= self.num_nodes:
-            negative, _, token, parent, chance, end = heapq.heappop(frontier)
-            node = len(tokens)
-            if node and not pays(-negative, expected, node - 1, self.row_cost):
-                break
-            expected -= negative
-            tokens.append(token)
-            parents.append(parent)
-            chances.append(chance)
-            if node == self.num_nodes:
-                break
-            # The ends of one step's tree are for the most part those of the next step's.
-            if (known := self._known.get(end)) is None:
-                known = self._known[end] = {t: each for t, each in self.chances_after(end).items() if each >= LEAST}
-            for following, each in known.items():
-                pushed += 1
-                longer = (*end, following)[-self.max_ngram :]
-                heapq.heappush(frontier, (negative * each, pushed, following, node, each, longer))
-        self.node_probabilities = chances
-        return CandidateTree(tuple(tokens), tuple(parents))
+        end = tuple(context[-self.max_ngram :])
+        tree, self.node_probabilities = grow(context[-1], end, self._expand, self.num_nodes, self.row_cost)
+        return tree
 
     def observe(self, verdict: Verdict) -> int:
         """Nothing to learn: the datastore stays as it is."""
         return 0
+
+    def _expand(self, end: Run) -> Iterator[tuple[int, float, Run]]:
+        """Give what may follow an end of the context, each with the end that it makes."""
+        # The ends of one step's tree are for the most part those of the next step's.
+        if (known := self._known.get(end)) is None:
+            known = self._known[end] = {t: each for t, each in self.chances_after(end).items() if each >= LEAST}
+        for following, each in known.items():
+            yield following, each, (*end, following)[-self.max_ngram :]
 
     def chances_after(self, end: Sequence[int]) -> dict[int, float]:
         """Return the probability of each token that followed an end of these tokens anywhere in the datastore."""

@@ -27,16 +27,15 @@ Example::
 
 from __future__ import annotations
 
-import heapq
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from baselines.best_first import grow
 from baselines.chances import Chances, probability_step
 from decoding import CandidateTree, Drafter, Sampling, TargetModel, Verdict
-from decoding.rows import pays
 
 Kind = tuple[object, ...]
 
@@ -65,7 +64,6 @@ class _Candidate:
     token: int
     kinds: list[tuple[Kind, float]] = field(default_factory=list)
     children: dict[int, _Candidate] = field(default_factory=dict)
-    chance: float = 1.0
 
 
 class UnionDrafter:
@@ -159,26 +157,8 @@ class UnionDrafter:
             if tree.draft_probabilities is not None:
                 raise ValueError(f"drafters: {name!r} samples its draft; a union takes deterministic drafters only")
             self._lay(name, tree, getattr(drafter, "node_probabilities", None), root)
-        tokens: list[int] = []
-        parents: list[int] = []
-        chances: list[float] = []
-        frontier = [(-1.0, 0, -1, root)]  # (-chance of the whole path, when pushed, parent, candidate)
-        pushed, expected = 0, 0.0
-        while frontier and len(tokens) <= self.num_nodes:
-            negative, _, parent, candidate = heapq.heappop(frontier)
-            node = len(tokens)
-            if node and not pays(-negative, expected, node - 1, self.row_cost):
-                break
-            expected -= negative
-            tokens.append(candidate.token)
-            parents.append(parent)
-            chances.append(candidate.chance)
-            for child in candidate.children.values():
-                child.chance = self._chance(child.kinds)
-                pushed += 1
-                heapq.heappush(frontier, (negative * child.chance, pushed, node, child))
-        self.node_probabilities = chances
-        return CandidateTree(tuple(tokens), tuple(parents))
+        merged, self.node_probabilities = grow(root.token, root, self._expand, self.num_nodes, self.row_cost)
+        return merged
 
     def observe(self, verdict: Verdict) -> int:
         """Count which proposals were right and let every drafter learn; return their draft forwards."""
@@ -214,6 +194,11 @@ class UnionDrafter:
                 rank, depth = min(ranks[parent], MAX_RANK), min(tree.depths[node], MAX_DEPTH)
                 ranks[parent] += 1
                 place.kinds.append(((name, depth, rank, streak), STREAK_PRIORS[streak] * 0.5**rank))
+
+    def _expand(self, candidate: _Candidate) -> Iterator[tuple[int, float, _Candidate]]:
+        """Give what is proposed after a candidate."""
+        for child in candidate.children.values():
+            yield child.token, self._chance(child.kinds), child
 
     def _chance(self, kinds: Sequence[tuple[Kind, float]]) -> float:
         """Return the chance of a candidate for which there are proposals of these kinds."""
