@@ -211,7 +211,8 @@ void attend_piece(const Run<T, E>& run, const Layer& layer, int index, int head,
         for (int64_t q = 0; q < queries; q += ROWS) {
             Floats found[ROWS * PARTS];
             const int some = int(std::min<int64_t>(ROWS, queries - q));
-            panels_times<T, 1>({reinterpret_cast<const T*>(block)}, query.block(q), some, int(dim), found);
+            const Ahead<1> nothing{{reinterpret_cast<const char*>(block)}, 0};
+            panels_times<T, 1>({reinterpret_cast<const T*>(block)}, query.block(q), some, int(dim), found, nothing);
             for (int i = 0; i < some; i++)
                 std::memcpy(scores + (q + i) * stride + at * PANEL, found + i * PARTS, PARTS * sizeof(Floats));
         }

@@ -65,7 +65,8 @@ struct Forward : Run<T, W> {
         for (int64_t p = first; p < last; p++) {
             for (int64_t r = start; r < b.width; r += tall) {
                 const int some = int(std::min(tall, b.width - r));
-                two_panels<W>(panel<W>(layer.gate, p), panel<W>(layer.up, p), from.block(r), some, layer.gate.k, sums);
+                const Block block{r - start, some, b.width - start};
+                two_panels<W>({panel<W>(layer.gate, p), panel<W>(layer.up, p)}, from.block(r), block, layer.gate.k, 1, sums);
                 const Floats *gates = sums, *ups = sums + some * PARTS;
                 for (int i = 0; i < some * PARTS; i++) {
                     const int64_t at = p * PANEL + i % PARTS * LANES;

@@ -104,7 +104,7 @@ struct Panel<int8_t> {
     static int64_t stride(int64_t k) { return k / BLOCK * BLOCK_BYTES; }
 
     template <int R>
-    static inline void rows(const int8_t* const (&panels)[1], const char* x, int k, Floats* sums) {
+    static inline void rows(const int8_t* const (&panels)[1], const char* x, int k, Floats* sums, Ahead<1> ahead) {
         const int8_t* panel = panels[0];
         Floats sum[R][PARTS];
 #pragma GCC unroll 16
@@ -115,7 +115,7 @@ struct Panel<int8_t> {
             const Whole* numbers = reinterpret_cast<const Whole*>(x);
             const char *scales = x + R * BLOCK * sizeof(Whole), *starts = scales + R * sizeof(float);
             const uint8_t* weights = reinterpret_cast<const uint8_t*>(panel) + SCALE_BYTES;
-            for (int64_t line = 0; line < BLOCK_BYTES; line += 64) __builtin_prefetch(panel + line + AHEAD);
+            for (int64_t line = 0; line < BLOCK_BYTES; line += 64) ahead.ask();
             Ints whole[R][PARTS];
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++)

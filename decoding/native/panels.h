@@ -39,7 +39,19 @@ struct Packed {
     }
 };
 
-constexpr int AHEAD = 4096;  // bytes of weights that are asked for before they are needed; measured
+// The weights that memory is asked for while others are multiplied. Each line of 64 bytes that is multiplied asks for what
+// lies ``at``, and moves it ``step`` bytes: where several blocks of rows take a panel, each asks for its part of what comes
+// after it, so that memory does not wait while the later blocks multiply. Into the second cache and not the first, where
+// it would push out what is being multiplied. Measured: passes of 1 to 48 rows take 0.82 to 0.91 of the time.
+template <int P>
+struct Ahead {
+    const char* at[P];
+    int64_t step;
+
+    void ask() {
+        for (int p = 0; p < P; p++) __builtin_prefetch(at[p], 0, 2), at[p] += step;
+    }
+};
 
 // One multiply-add of P panels and R rows at a place of the inner dimension, ``at`` numbers into the panels.
 template <class W, int P, int R, int STEP>
@@ -69,13 +81,13 @@ struct Panel {
     static int64_t stride(int64_t k) { return PANEL * k; }  // weights from one panel to the next
 
     template <int R, int P>
-    static inline void rows(const W* const (&panels)[P], const Input* x, int k, Floats* sums) {
+    static inline void rows(const W* const (&panels)[P], const Input* x, int k, Floats* sums, Ahead<P> ahead) {
         constexpr int PAIR = Product<W>::PAIR;
         Floats sum[R][P * PARTS];
         for (int r = 0; r < R; r++)
             for (int part = 0; part < P * PARTS; part++) sum[r][part] = Floats{};
         for (int i = 0; i < k; i += PAIR) {
-            for (const W* panel : panels) __builtin_prefetch(reinterpret_cast<const char*>(panel + i * PANEL) + AHEAD);
+            ahead.ask();
             panel_step<W, P, R, 0>(panels, i * PANEL, x + i * R, sum);
             if constexpr (Product<W>::STEPS == 2) panel_step<W, P, R, 1>(panels, i * PANEL, x + i * R, sum);
         }
@@ -86,9 +98,10 @@ struct Panel {
 };
 
 template <class W, int P, int R = ROWS>
-inline void panels_times(const W* const (&panels)[P], const typename Panel<W>::Input* x, int rows, int k, Floats* sums) {
-    if (rows == R) return Panel<W>::template rows<R>(panels, x, k, sums);
-    if constexpr (R > 1) panels_times<W, P, R - 1>(panels, x, rows, k, sums);
+inline void panels_times(const W* const (&panels)[P], const typename Panel<W>::Input* x, int rows, int k, Floats* sums,
+                         Ahead<P> ahead) {
+    if (rows == R) return Panel<W>::template rows<R>(panels, x, k, sums, ahead);
+    if constexpr (R > 1) panels_times<W, P, R - 1>(panels, x, rows, k, sums, ahead);
 }
 
 // Rows of sums to rows of floats: y[row][n0..n0+count) = sum (+ bias) (+ what is there).
