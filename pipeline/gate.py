@@ -18,6 +18,9 @@ Each kind of figure by what it can bear:
 - **Speed in a batch** likewise, below -15 %, on the same hardware: it is of one cell.
 - **Lossless** methods give the baseline's ids on every prompt, whatever the reference says.
 
+A profile whose ``dtype`` is ``auto`` is in float32 on one machine and in bfloat16 on another: it has a reference for
+each, ``<profile>.csv`` and ``<profile>_<dtype>.csv``, and a run is held against the one in its own.
+
 What got better is told and fails nothing. A wanted change is made the new reference with ``--update``. By hand::
 
     python -m pipeline.gate --benchmark results/benchmark.csv --reference results/reference/laptop.csv
@@ -76,19 +79,25 @@ def compare(now: pd.DataFrame, reference: pd.DataFrame) -> list[Finding]:
     profiles = [sorted(table["profile"].unique()) for table in (now, reference)]
     if profiles[0] != profiles[1]:
         raise UserError(f"profile = {profiles[0]} cannot be held against a reference of {profiles[1]}")
-    for model in sorted(set(now["model"]) & set(reference["model"])):
-        dtypes, before = (sorted(set(table.loc[table["model"] == model, "dtype"])) for table in (now, reference))
-        if not set(dtypes) & set(before):
-            as_before = f"--config 'models={{{model}: {{dtypes: [{', '.join(before)}]}}}}'"
-            raise UserError(
-                f"dtype = {', '.join(dtypes)} of {model} cannot be held against a reference in {', '.join(before)}; "
-                f"{as_before} runs it so, update_reference=true makes this run the reference"
-            )
+    for model, dtypes, before in in_other_dtypes(now, reference):
+        as_before = f"--config 'models={{{model}: {{dtypes: [{', '.join(before)}]}}}}'"
+        raise UserError(
+            f"dtype = {', '.join(dtypes)} of {model} cannot be held against a reference in {', '.join(before)}; "
+            f"{as_before} runs it so, update_reference=true makes this run the reference"
+        )
     pairs = now.merge(reference, on=CELL, how="outer", suffixes=("", "_before"), indicator="found")
     found = [finding for _, pair in pairs.iterrows() for finding in of_cell(pair)]
     found += of_methods(pairs[pairs["found"] == "both"])
     order = ("regression", "improvement", "note")
     return sorted(found, key=lambda finding: order.index(finding.verdict))
+
+
+def in_other_dtypes(now: pd.DataFrame, reference: pd.DataFrame) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield each model that two tables have no dtype of in common, and its dtypes in either."""
+    for model in sorted(set(now["model"]) & set(reference["model"])):
+        dtypes, before = (sorted(set(table.loc[table["model"] == model, "dtype"])) for table in (now, reference))
+        if not set(dtypes) & set(before):
+            yield model, dtypes, before
 
 
 def of_cell(pair: pd.Series) -> Iterator[Finding]:
@@ -180,6 +189,14 @@ def report(found: list[Finding], now: pd.DataFrame, reference: pd.DataFrame) -> 
     return f"{rows.to_markdown(index=False, disable_numparse=True)}\n\n{line}"
 
 
+def in_own_dtype(now: pd.DataFrame, reference: Path) -> Path:
+    """Return the reference for a run: where it is in another dtype, ``<profile>_<dtype>.csv`` if that exists."""
+    if reference.is_file() and not any(in_other_dtypes(now, benchmark.read(reference))):
+        return reference
+    beside = [reference.with_stem(f"{reference.stem}_{dtype}") for dtype in sorted(set(now["dtype"].dropna()))]
+    return next((path for path in beside if path.is_file()), reference)
+
+
 def update(now: pd.DataFrame, reference: Path) -> None:
     """Make a table the reference.
 
@@ -202,17 +219,25 @@ def main() -> None:
     """Read the command line and do it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmark", type=Path, required=True, help="results/benchmark.csv")
-    parser.add_argument("--reference", type=Path, required=True, help="results/reference/<profile>.csv")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        required=True,
+        help="results/reference/<profile>.csv, or beside it <profile>_<dtype>.csv in the run's dtype",
+    )
     parser.add_argument("--update", action="store_true", help="make this benchmark the reference")
     given = parser.parse_args()
     now = benchmark.read(given.benchmark)
+    path = in_own_dtype(now, given.reference)
     if given.update:
-        update(now, given.reference)
+        update(now, path)
         return
-    if not given.reference.is_file():
+    if not path.is_file():
         hint = "--config update_reference=true makes this run's table the reference"
-        raise UserError(f"there is no reference {given.reference} for profile {now['profile'].iloc[0]!r}; {hint}")
-    reference = benchmark.read(given.reference)
+        raise UserError(f"there is no reference {path} for profile {now['profile'].iloc[0]!r}; {hint}")
+    if path != given.reference:
+        print(f"gate: against {path}, which is in this run's dtype")
+    reference = benchmark.read(path)
     found = compare(now, reference)
     print(report(found, now, reference))
     sys.exit(any(finding.verdict == "regression" for finding in found))

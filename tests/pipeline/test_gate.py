@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +11,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.gate import compare
 from pipeline.gate_findings import Finding
-from pipeline.schemas import benchmark
 from tests.pipeline.benchmark_rows import METRIC, failed, row, table
 
-ROOT = Path(__file__).resolve().parents[2]
 TASKS = list(METRIC)
 
 
@@ -239,51 +234,3 @@ def test_cells_that_go_and_come_and_fail() -> None:
     assert "out of memory" in found[1].now
     (mended,) = compare(table(row("prompt_lookup")), table(failed("prompt_lookup")))
     assert (mended.verdict, mended.what) == ("improvement", "status")
-
-
-def gate(
-    folder: Path, now: pd.DataFrame, reference: pd.DataFrame | None, *flags: str
-) -> subprocess.CompletedProcess[str]:
-    benchmark.write(now, folder / "benchmark.csv")
-    if reference is not None:
-        benchmark.write(reference, folder / "reference.csv")
-    files = ["--benchmark", str(folder / "benchmark.csv"), "--reference", str(folder / "reference.csv")]
-    words = [sys.executable, "-m", "pipeline.gate", *files, *flags]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def test_the_command_tells_and_ends_with_its_verdict(tmp_path: Path) -> None:
-    same = gate(tmp_path, run_of(), run_of())
-    assert (same.returncode, same.stderr) == (0, "")
-    assert "0 regressions, 0 improvements" in same.stdout
-    worse = gate(tmp_path, run_of(lossless_match=0.5, engine="native"), run_of())
-    assert worse.returncode == 1
-    assert "| regression" in worse.stdout
-    assert "must be 100 %" in worse.stdout
-    better = gate(tmp_path, run_of(target_forwards=900), run_of())
-    assert better.returncode == 0
-    assert "| improvement" in better.stdout
-
-
-def test_the_reference_is_made_when_asked_for_alone(tmp_path: Path) -> None:
-    none = gate(tmp_path, run_of(), None)
-    assert none.returncode == 2
-    assert none.stderr.count("\n") == 1
-    assert "there is no reference" in none.stderr
-    assert "update_reference=true" in none.stderr
-    assert gate(tmp_path, run_of(), None, "--update").returncode == 0
-    assert gate(tmp_path, run_of(), None).returncode == 0
-
-
-@pytest.mark.parametrize("bad", [failed("prompt_lookup"), row("prompt_lookup", lossless_match=0.5, engine="native")])
-def test_a_table_that_cannot_be_held_to_is_no_reference(tmp_path: Path, bad: dict[str, Any]) -> None:
-    done = gate(tmp_path, table(row(), bad), run_of(), "--update")
-    assert done.returncode == 2
-    assert "can be no reference" in done.stderr
-    pd.testing.assert_frame_equal(benchmark.read(tmp_path / "reference.csv"), run_of())
-
-
-def test_profiles_are_not_mixed(tmp_path: Path) -> None:
-    done = gate(tmp_path, run_of(profile="smoke"), run_of())
-    assert done.returncode == 2
-    assert "smoke" in done.stderr
