@@ -8,13 +8,7 @@ What differs from the paper:
 - its datastore is a corpus that others wrote (code, conversations). Ours is what the target itself wrote for the
   training of the other parts: a draft is to agree with the target, and not with the world.
 - its trie is of what followed the longest match alone, weighted by frequency. Ours is grown best-first by a probability
-  that takes in all matches: with c(h, t) the number of times that token t followed the run h, and n(h) that of all that
-  followed it,
-
-      P(t | h) = (c(h, t) + lambda P(t | h without its first token)) / (n(h) + lambda),
-
-  interpolated counts as in a language model of n-grams (Witten and Bell 1991; here with one lambda), from the longest
-  end that is found down to one token. So a rare long match and a frequent short one are weighed against each other.
+  that takes in all matches, down to those of the last token alone (:mod:`baselines.interpolated`).
 
 Example::
 
@@ -30,12 +24,10 @@ from typing import Self
 
 from baselines.best_first import grow
 from baselines.datastore import SORTED_BY, Datastore
+from baselines.interpolated import guesses_after
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
 
 Run = tuple[int, ...]
-# How many sightings what is known of the shorter run is worth: of 1, 2 and 4 the best on held-out text, by a hundredth.
-SHORTER_RUN = 4.0
-LEAST = 0.02  # the chance below which a guess is not worth a place among those to choose from
 
 
 class RestDrafter:
@@ -107,19 +99,10 @@ class RestDrafter:
         """Give what may follow an end of the context, each with the end that it makes."""
         # The ends of one step's tree are for the most part those of the next step's.
         if (known := self._known.get(end)) is None:
-            known = self._known[end] = {t: each for t, each in self.chances_after(end).items() if each >= LEAST}
+            known = self._known[end] = guesses_after(end, self._followers)
         for following, each in known.items():
             yield following, each, (*end, following)[-self.max_ngram :]
 
-    def chances_after(self, end: Sequence[int]) -> dict[int, float]:
-        """Return the probability of each token that followed an end of these tokens anywhere in the datastore."""
-        found: dict[int, float] = {}
-        for length in range(1, len(end) + 1):
-            total, counts = self.datastore.followers(end[-length:])
-            if not total:
-                break  # nor are there longer ones
-            shorter = SHORTER_RUN / (total + SHORTER_RUN)
-            found = {token: shorter * chance for token, chance in found.items()}
-            for token, count in counts.items():
-                found[token] = found.get(token, 0.0) + count / (total + SHORTER_RUN)
-        return found
+    def _followers(self, run: Sequence[int]) -> Mapping[int, int]:
+        """Return how often each token followed ``run`` in the datastore."""
+        return self.datastore.followers(run)[1]

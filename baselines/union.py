@@ -42,13 +42,14 @@ Kind = tuple[object, ...]
 # Where each drafter is, and its option for the size of its draft.
 DRAFTERS: Mapping[str, tuple[str, str]] = {
     "prompt_lookup": ("baselines.prompt_lookup:PromptLookupDrafter", "num_draft_tokens"),
+    "suffix_decoding": ("baselines.suffix_decoding:SuffixDecodingDrafter", "num_nodes"),
     "recycling": ("baselines.recycling:RecyclingDrafter", "num_nodes"),
     "rest": ("baselines.rest:RestDrafter", "num_nodes"),
     "medusa": ("baselines.medusa:MedusaDrafter", "num_nodes"),
     "fasterdecodemixer": ("shuffle.fasterdecodemixer.drafter:MixerDrafter", "num_nodes"),
 }
 DEFAULT_DRAFTERS = ("prompt_lookup", "recycling", "fasterdecodemixer")
-WARM_DRAFTERS = ("recycling",)  # those that have the option warm_start themselves
+WARM_DRAFTERS = ("suffix_decoding", "recycling")  # those that have the option warm_start themselves
 
 # Chance of a proposal without a probability, before any is counted, by how many of its drafter's last guesses in a row
 # were right; halved for each rank among siblings. Set by hand; what is counted soon outweighs them.

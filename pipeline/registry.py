@@ -97,7 +97,13 @@ REST: Mapping[str, Any] = {
     "max_ngram": Annotated[int, Field(ge=1, le=31)],
     "row_cost": NonNegativeFloat,
 }
-UNITED = Literal["prompt_lookup", "recycling", "rest", "medusa", "fasterdecodemixer"]
+SUFFIX_DECODING: Mapping[str, Any] = {
+    "num_nodes": PositiveInt,
+    "max_ngram": PositiveInt,
+    "warm_start": bool,
+    "row_cost": NonNegativeFloat,
+}
+UNITED = Literal["prompt_lookup", "suffix_decoding", "recycling", "rest", "medusa", "fasterdecodemixer"]
 UNION: Mapping[str, Any] = {
     "drafters": Annotated[list[UNITED], Field(min_length=1)],
     "num_nodes": PositiveInt,
@@ -133,6 +139,9 @@ METHODS: Mapping[str, Method] = {
         options={"max_ngram": PositiveInt, "min_ngram": PositiveInt, "num_draft_tokens": PositiveInt},
         check=_ngrams_in_order,
     ),
+    "suffix_decoding": Method(
+        "baselines.suffix_decoding:SuffixDecodingDrafter", lossless=True, kind="drafter", options=SUFFIX_DECODING
+    ),
     "speculative": Method(
         "baselines.speculative:SpeculativeDrafter",
         lossless=True,
@@ -165,6 +174,7 @@ METHODS: Mapping[str, Method] = {
         needs=_union_needs,
         also=(
             "baselines.prompt_lookup",
+            "baselines.suffix_decoding",
             "baselines.recycling",
             "baselines.rest",
             "baselines.medusa",

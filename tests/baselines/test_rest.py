@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from baselines.datastore import END, FILE, MOST_COUNTED, Datastore, suffix_array
-from baselines.rest import LEAST, SHORTER_RUN, RestDrafter
+from baselines.interpolated import LEAST, SHORTER_RUN, chances_after
+from baselines.rest import RestDrafter
 from decoding import Sampling, SpeculativeDecoder, TargetModel
 from tests.baselines.test_recycling import assert_samples_like_plain_sampling, path_chances
 from tests.decoding.tiny import greedy_of, save_model
@@ -90,11 +91,11 @@ def test_an_empty_datastore_proposes_nothing() -> None:
 
 def test_the_longest_run_counts_most_and_the_shorter_ones_fill_up() -> None:
     texts = random_texts(3)
-    drafter = RestDrafter(Datastore.of(texts), max_ngram=4)
+    store = Datastore.of(texts)
     longest = set()
     for text in random_texts(4):
         end = text[-4:]
-        assert drafter.chances_after(end) == pytest.approx(chances_by_search(texts, end))
+        assert chances_after(end, lambda run: store.followers(run)[1]) == pytest.approx(chances_by_search(texts, end))
         longest.add(max((n for n in range(1, len(end) + 1) if followers_by_search(texts, end[-n:])), default=0))
     assert longest >= {1, 2, 3}  # found to different lengths, or the test says little
 

@@ -27,6 +27,7 @@ DRAFTERS = [
 LEARNING: list[tuple[str, dict[str, Any]]] = [
     ("ouroboros_warm_start", {}),
     ("recycling", {"warm_start": True}),
+    ("suffix_decoding", {"warm_start": True}),
     ("union", {"warm_start": True}),
 ]
 PROMPTS = [request["prompt_ids"] for request in requests(3)]
@@ -155,6 +156,7 @@ def test_a_draft_of_another_vocabulary_is_refused_in_one_line(
     [
         (["prompt_lookup", "recycling"], ()),
         (["rest", "prompt_lookup"], ("datastore",)),
+        (["suffix_decoding", "recycling"], ()),
         (["medusa"], ("heads",)),
         (["fasterdecodemixer", "medusa"], ("mixer", "heads")),
         (None, ("mixer",)),
