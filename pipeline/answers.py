@@ -17,7 +17,7 @@ import pandas as pd
 
 from pipeline.errors import command
 from pipeline.files import atomic_write
-from pipeline.pooling import one_a_task, pooled_change
+from pipeline.pooling import mean_over_tasks, one_a_task
 from pipeline.registry import is_generator
 from pipeline.schemas import benchmark
 from pipeline.statistics import interval_errors
@@ -90,7 +90,7 @@ def of_lossless(cells: pd.DataFrame) -> list[str]:
 
 
 def in_all(pooled: pd.DataFrame) -> str:
-    """Return what is fastest over all tasks together, with its 99 % interval."""
+    """Return what is fastest over all tasks together, with its 95 % interval."""
     if pooled.empty:
         return "**At no loss** nothing can be said over all tasks together: no cell has an interval. By task:"
     best = pooled.iloc[0]
@@ -102,12 +102,12 @@ def in_all(pooled: pd.DataFrame) -> str:
     others = ", ".join(f"`{method}` {row['mean']:.2f}" for method, row in pooled.iloc[1:4].iterrows())
     return (
         f"**At no loss**, `{best.name}` is fastest over all tasks together: {best['mean']:.2f} times the baseline "
-        f"[{best['low']:.2f}, {best['high']:.2f}], at 99 %{told}{f' (then {others})' if others else ''}. By task:"
+        f"[{best['low']:.2f}, {best['high']:.2f}], at 95 %{told}{f' (then {others})' if others else ''}. By task:"
     )
 
 
 def over_tasks(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return for each method that ran on every task its pooled speed-up with a 99 % interval, the fastest first.
+    """Return for each method that ran on every task its mean speed-up with a 95 % interval, the fastest first.
 
     Cells without an interval (one prompt) are left out: how sure they are is not known.
     """
@@ -117,8 +117,7 @@ def over_tasks(cells: pd.DataFrame) -> pd.DataFrame:
     for method in counts.index[counts == counts.max()]:
         own = cells[cells["method"] == method]
         columns = (own[name] for name in ("speedup", "speedup_low", "speedup_high", "num_prompts"))
-        pooled = pooled_change(*one_a_task(own["task"], np.log(own["speedup"]), interval_errors(*columns)), num_runs=1)
-        rows[method] = [1 + value for value in pooled]
+        rows[method] = mean_over_tasks(*one_a_task(own["task"], np.log(own["speedup"]), interval_errors(*columns)))
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
     return table.sort_values("mean", ascending=False)
 

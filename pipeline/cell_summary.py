@@ -23,10 +23,15 @@ from pipeline.methods import Generates
 from pipeline.power import figures as power_figures
 from pipeline.record import Record
 from pipeline.registry import METHODS
+from pipeline.statistics import RUN_TO_RUN, RUN_TO_RUN_OF_PEERS
 from pipeline.summary import summarise
 
 if TYPE_CHECKING:
     from pipeline.cell import Bench, CellSpec
+
+
+# Parts that a method reads once a step; a draft model counts its own forward passes.
+EACH_STEP = {"heads", "mixer"}
 
 
 def hardware_name(device: torch.device) -> str:
@@ -99,6 +104,8 @@ def figures_of(
         part_bytes=part_bytes,
         processor_cache_bytes=cache_bytes_of(bench.device),
         is_parallel=kind == "generator",
+        parts_each_step=not EACH_STEP.isdisjoint(bench.spec.parts),
+        run_to_run=RUN_TO_RUN_OF_PEERS if kind == "peer" else RUN_TO_RUN,
     )
     if not bench.sampling.is_greedy:
         figures["lossless_match"] = None  # sampled texts differ by chance: their distribution is what tests hold equal

@@ -189,12 +189,16 @@ def report(found: list[Finding], now: pd.DataFrame, reference: pd.DataFrame) -> 
     return f"{rows.to_markdown(index=False, disable_numparse=True)}\n\n{line}"
 
 
-def in_own_dtype(now: pd.DataFrame, reference: Path) -> Path:
-    """Return the reference for a run: where it is in another dtype, ``<profile>_<dtype>.csv`` if that exists."""
-    if reference.is_file() and not any(in_other_dtypes(now, benchmark.read(reference))):
+def in_own_dtype(now: pd.DataFrame, reference: Path, update: bool = False) -> Path:
+    """Return the reference for a run: where it is in another dtype, ``<profile>_<dtype>.csv`` if that exists.
+
+    With ``update`` even if it does not: a reference in another dtype is other machines', and stays.
+    """
+    is_others = reference.is_file() and any(in_other_dtypes(now, benchmark.read(reference)))
+    if reference.is_file() and not is_others:
         return reference
     beside = [reference.with_stem(f"{reference.stem}_{dtype}") for dtype in sorted(set(now["dtype"].dropna()))]
-    return next((path for path in beside if path.is_file()), reference)
+    return next((path for path in beside if path.is_file()), beside[0] if update and is_others else reference)
 
 
 def update(now: pd.DataFrame, reference: Path) -> None:
@@ -228,7 +232,7 @@ def main() -> None:
     parser.add_argument("--update", action="store_true", help="make this benchmark the reference")
     given = parser.parse_args()
     now = benchmark.read(given.benchmark)
-    path = in_own_dtype(now, given.reference)
+    path = in_own_dtype(now, given.reference, update=given.update)
     if given.update:
         update(now, path)
         return

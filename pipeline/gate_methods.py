@@ -24,7 +24,7 @@ from pipeline.gate_findings import (
     is_trained_anew,
 )
 from pipeline.pooling import Change, one_a_task, pooled_change
-from pipeline.statistics import interval_errors
+from pipeline.statistics import RUN_TO_RUN, RUN_TO_RUN_OF_PEERS, interval_errors
 
 TOLERATED_STEP = 0.10  # of tokens a step, on another platform or with weights that were trained anew
 TOLERATED_SPEED = 0.05  # of a method's speed-up over all its cells
@@ -50,11 +50,16 @@ def of_methods(pairs: pd.DataFrame) -> Iterator[Finding]:
     for (model, dtype, method), cells in asked_same.groupby(["model", "dtype", "method"], sort=True):
         where = f"all tasks · {model} · {dtype} · {method}"
         if method == "autoregressive":
-            yield from of_speed(where, "mbu", mbu_change(cells), TOLERATED_MBU)
+            # Weights that fit into the processor's cache are not read from memory: a twin's limit is arithmetic.
+            for limit in ("mbu", "mfu"):
+                far = cells if limit == "mbu" else cells[cells["mbu"].isna() & cells["mbu_before"].isna()]
+                yield from of_speed(where, limit, limit_change(far, limit), TOLERATED_MBU)
         else:
-            found = of_speed(where, "speedup", speed_change(cells), TOLERATED_SPEED)
+            is_peer = (cells["engine"] == "transformers").all()
+            day = RUN_TO_RUN_OF_PEERS if is_peer else RUN_TO_RUN
+            found = of_speed(where, "speedup", speed_change(cells, day=day), TOLERATED_SPEED)
             # transformers' own is another program: how it fares against ours elsewhere is that processor's doing.
-            elsewhere = (cells["engine"] == "transformers").all() and differs_anywhere(cells, "hardware")
+            elsewhere = is_peer and differs_anywhere(cells, "hardware")
             yield from (replace(each, verdict="note") if elsewhere else each for each in found)
             # What a batch gains is arithmetic, and so the processor's own.
             at_home = cells[[not differs(pair, "hardware") for _, pair in cells.iterrows()]]
@@ -121,8 +126,11 @@ def step_spread(pair: pd.Series) -> float:
     return TRAINING_SPREAD if is_trained_anew(pair) else np.nan
 
 
-def speed_change(cells: pd.DataFrame, name: str = "speedup") -> Change | None:
-    """Return the change of a method's speed-up, alone or in a batch, over its cells, by their paired intervals."""
+def speed_change(cells: pd.DataFrame, name: str = "speedup", day: float = RUN_TO_RUN) -> Change | None:
+    """Return the change of a method's speed-up, alone or in a batch, over its cells, by their paired intervals.
+
+    ``day`` is what its cells differ by from run to run.
+    """
     known = cells.dropna(subset=[f"{name}_{end}{when}" for end in ("low", "high") for when in ("", "_before")])
     if known.empty:
         return None
@@ -130,16 +138,16 @@ def speed_change(cells: pd.DataFrame, name: str = "speedup") -> Change | None:
     for when in ("", "_before"):
         count = known[f"num_prompts{when}"] if name == "speedup" else np.full(len(known), BATCH_TRIALS)
         ratio, low, high = (known[f"{column}{when}"] for column in (name, f"{name}_low", f"{name}_high"))
-        errors.append(interval_errors(ratio, low, high, count))
+        errors.append(interval_errors(ratio, low, high, count, day))
     change = np.log(known[name] / known[f"{name}_before"])
-    return pooled_change(*one_a_task(known["task"], change, np.hypot(*errors)))
+    return pooled_change(*one_a_task(known["task"], change, np.hypot(*errors)), run_to_run=day)
 
 
-def mbu_change(cells: pd.DataFrame) -> Change | None:
-    """Return the change of the baseline's share of the memory's measured speed, on the same hardware."""
+def limit_change(cells: pd.DataFrame, name: str) -> Change | None:
+    """Return the change of the baseline's share of a measured limit (``mbu``, ``mfu``), on the same hardware."""
     known = cells[(cells["hardware"] == cells["hardware_before"]) & (cells["engine"] == cells["engine_before"])]
-    known = known.dropna(subset=["mbu", "mbu_before"])
+    known = known.dropna(subset=[name, f"{name}_before"])
     if known.empty:
         return None
-    change = np.log(known["mbu"] / known["mbu_before"])
+    change = np.log(known[name] / known[f"{name}_before"])
     return pooled_change(*one_a_task(known["task"], change, np.full(len(known), MBU_NOISE)))

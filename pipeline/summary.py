@@ -25,7 +25,7 @@ from typing import Any
 from pipeline.clock import Limits
 from pipeline.divergence import first_difference
 from pipeline.record import Record
-from pipeline.statistics import Timed, paired_speedup
+from pipeline.statistics import RUN_TO_RUN, Timed, paired_speedup
 
 SUMS = (
     "num_new_tokens",
@@ -57,6 +57,8 @@ def summarise(
     part_bytes: int = 0,
     processor_cache_bytes: int | None = None,
     is_parallel: bool = False,
+    parts_each_step: bool = True,
+    run_to_run: float = RUN_TO_RUN,
 ) -> dict[str, Any]:
     """Return the figures of one cell from its records, in the columns' names and units.
 
@@ -71,17 +73,20 @@ def summarise(
             memory again, so that there is no share of its speed to tell.
         is_parallel: the method is a model that generates in parallel. All its passes settle tokens, so that its tokens
             per step are those of all passes; its operations, which depend on the width of its blocks, are not counted.
+        parts_each_step: the parts are heads, read once a step; False for a draft model, which counts its passes.
+        run_to_run: see :func:`pipeline.statistics.paired_speedup`.
     """
     runs = [record["method"] for record in records]
     baselines = [record["baseline"] for record in records]
     speeds, baseline_speeds = [*map(tokens_per_second, runs)], [*map(tokens_per_second, baselines)]
-    speedup = paired_speedup([*map(timed, runs)], [*map(timed, baselines)])
+    speedup = paired_speedup([*map(timed, runs)], [*map(timed, baselines)], run_to_run)
     # A parallel generator's last passes may settle nothing that is text.
     decoded = [run for run in runs if sum(run["tokens_by_step"])]
     # What prefill emitted is no part of decode: one token, or more where a method drafts before it.
     tokens = [sum(run["tokens_by_step"]) for run in decoded]
     decode_s = sum(run["decode_s"] for run in decoded)
-    traffic = sum(bytes_read(run, weight_bytes, cache_bytes_per_token, part_bytes) for run in decoded)
+    sizes = weight_bytes, cache_bytes_per_token, part_bytes, parts_each_step
+    traffic = sum(bytes_read(run, *sizes) for run in decoded)
     in_cache = processor_cache_bytes is not None and weight_bytes + part_bytes <= processor_cache_bytes
     work = None if is_parallel else sum(operations(run, round(weight_bytes / parameter_bytes)) for run in decoded)
     steps = sum(run["target_forwards"] if is_parallel else len(run["tokens_by_step"]) for run in runs)
@@ -112,14 +117,16 @@ def summarise(
     }
 
 
-def bytes_read(run: Record, weight_bytes: int, cache_bytes_per_token: int, part_bytes: int = 0) -> int:
+def bytes_read(
+    run: Record, weight_bytes: int, cache_bytes_per_token: int, part_bytes: int = 0, parts_each_step: bool = True
+) -> int:
     """Return the bytes that the decode steps of one run had to read.
 
-    Once a step the target's weights and its live keys and values; the draft model's weights once for each of its
-    forward passes. Heads run once a step and count no forward passes of a draft model.
+    Once a step the target's weights and its live keys and values, and heads; a draft model's weights once for each of
+    its forward passes, of which a step may have none.
     """
     length = run["prompt_length"] + run["num_new_tokens"] - sum(run["tokens_by_step"])
-    total = part_bytes * (run["decode_draft_forwards"] or len(run["tokens_by_step"]))
+    total = part_bytes * (len(run["tokens_by_step"]) if parts_each_step else run["decode_draft_forwards"])
     for emitted in run["tokens_by_step"]:
         total += weight_bytes + length * cache_bytes_per_token
         length += emitted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,14 @@ def test_each_difference_is_told_with_its_place_and_margin(
         assert ours[prompt][token:][:1] == line["ours"] != line["theirs"] == theirs[prompt][token:][:1]
         assert line["top2_margin"] > 0
         assert line["task"] in ("humaneval", "wmt14")
+
+
+def test_ids_of_another_layout_are_not_taken_for_this_ones(model: Path, parts: dict[str, Path]) -> None:
+    known = {
+        replace(comparison(model, parts), **layout).fingerprint("lookahead")
+        for layout in ({}, {"decode_width": 1}, {"device_map": "auto"}, {"num_threads": 1})
+    }
+    assert len(known) == 4
 
 
 def test_only_what_is_new_is_run(

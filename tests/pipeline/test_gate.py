@@ -218,6 +218,10 @@ def test_a_slower_baseline_is_caught_by_its_distance_to_the_limit() -> None:
     """Both sides of every speed-up are slower, so that no speed-up tells."""
     slow = [row(task=task, mbu=0.24) for task in TASKS]
     assert verdicts(compare(table(*slow), table(*(row(task=task) for task in TASKS)))) == {("regression", "mbu")}
+    in_cache = [{"mbu": None, "mfu": share} for share in (0.03, 0.015)]  # a twin's weights are not read from memory
+    before, now = (table(*(row(task=task, **limits) for task in TASKS)) for limits in in_cache)
+    assert verdicts(compare(now, before)) == {("regression", "mfu")}
+    assert compare(before, before) == []
     elsewhere = [row(task=task, mbu=0.24, hardware="Another CPU") for task in TASKS]
     assert compare(table(*elsewhere), table(*(row(task=task) for task in TASKS))) == []
 

@@ -65,6 +65,13 @@ def test_profiles_are_not_mixed(tmp_path: Path) -> None:
     assert "smoke" in done.stderr
 
 
+def test_an_update_leaves_the_reference_of_another_dtype_as_it_is(tmp_path: Path) -> None:
+    in_bfloat16 = run_of().assign(dtype="bfloat16")
+    assert gate(tmp_path, in_bfloat16, run_of().assign(dtype="float32"), "--update").returncode == 0
+    assert set(benchmark.read(tmp_path / "reference.csv")["dtype"]) == {"float32"}
+    pd.testing.assert_frame_equal(benchmark.read(tmp_path / "reference_bfloat16.csv"), in_bfloat16)
+
+
 def test_a_run_is_held_against_the_reference_in_its_own_dtype(tmp_path: Path) -> None:
     benchmark.write(run_of().assign(dtype="bfloat16"), tmp_path / "reference_bfloat16.csv")
     slower = run_of(target_forwards=1100).assign(dtype="bfloat16")

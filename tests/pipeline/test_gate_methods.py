@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.batch_speed import TRIALS
 from pipeline.gate import compare
-from pipeline.gate_methods import BATCH_TRIALS, mbu_change, speed_change, step_change
+from pipeline.gate_methods import BATCH_TRIALS, limit_change, speed_change, step_change
 from pipeline.statistics import RUN_TO_RUN, Speedup, paired_speedup
 from tests.pipeline.benchmark_rows import METRIC, row, table
 
@@ -60,7 +60,7 @@ def test_seeds_of_a_task_do_not_make_a_change_surer() -> None:
     cells = cells.join(cells.assign(speedup=1.25).add_suffix("_before"))
     seeds = pd.concat([cells] * 3, ignore_index=True)
     assert speed_change(seeds) == pytest.approx(speed_change(cells))
-    assert mbu_change(seeds) == pytest.approx(mbu_change(cells))
+    assert limit_change(seeds, "mbu") == pytest.approx(limit_change(cells, "mbu"))
 
 
 def test_texts_that_rounding_made_others_of_fire_at_no_method() -> None:

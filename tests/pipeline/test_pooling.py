@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.pooling import SURE, pooled_change
-from pipeline.statistics import RUN_TO_RUN
+from pipeline.pooling import SURE, mean_over_tasks, pooled_change
+from pipeline.statistics import NORMAL, RUN_TO_RUN
 
 
 def test_cells_that_agree_make_it_surer() -> None:
@@ -45,3 +45,31 @@ def test_unchanged_runs_seldom_look_changed() -> None:
 def test_what_is_no_pair_is_refused(ratios: list[float], errors: list[float]) -> None:
     with pytest.raises(ValueError, match="are not pairs"):
         pooled_change(ratios, errors)
+    with pytest.raises(ValueError, match="are not pairs"):
+        mean_over_tasks(ratios, errors)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize("num_tasks", [2, 4])
+def test_an_interval_over_tasks_holds_the_truth_however_they_differ(spread: float, num_tasks: int) -> None:
+    """Of 2000 profiles at least 93 % (95 are meant), whose methods are 1.3 times as fast over all tasks there could be.
+
+    The normal's interval of 95 % holds it in 74 % of those of two tasks that differ by 0.2, in 85 % of those of four.
+    """
+    rng = np.random.default_rng(0)
+    errors = np.array([0.02, 0.05, 0.08, 0.03])[:num_tasks]
+    found = rng.normal(np.log(1.3), np.sqrt(errors**2 + RUN_TO_RUN**2 + spread**2), size=(2000, num_tasks))
+    means = [mean_over_tasks(row, errors) for row in found]
+    assert np.mean([mean.low < 1.3 < mean.high for mean in means]) >= 0.93
+
+
+def test_one_task_has_its_own_interval_and_the_days() -> None:
+    mean = mean_over_tasks([np.log(1.5)], [0.04])
+    assert mean.ratio == pytest.approx(1.5)
+    assert np.log(mean.high / mean.ratio) == pytest.approx(NORMAL * np.hypot(0.04, RUN_TO_RUN))
+
+
+def test_tasks_that_agree_by_chance_are_no_surer_than_their_errors() -> None:
+    mean = mean_over_tasks(np.log([1.4] * 4), [0.05] * 4)
+    assert mean.ratio == pytest.approx(1.4)
+    assert np.log(mean.high / mean.ratio) > NORMAL * np.hypot(0.05, RUN_TO_RUN) / 2
