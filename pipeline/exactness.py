@@ -89,7 +89,7 @@ class Comparison:
             "code": [sha256_of(ROOT / name) for name in sources_of("pipeline.methods", *modules)],
             "machine": describe_machine(),
             "packages": package_versions(),
-            "layout": [self.device_map, self.decode_width, self.num_threads],
+            "layout": [self.device_map, self.decode_width, self.num_threads or available_cores()],
         }
         return hashlib.sha256(json.dumps(known, default=str, sort_keys=True).encode()).hexdigest()
 

@@ -134,7 +134,7 @@ def test_each_difference_is_told_with_its_place_and_margin(
 def test_ids_of_another_layout_are_not_taken_for_this_ones(model: Path, parts: dict[str, Path]) -> None:
     known = {
         replace(comparison(model, parts), **layout).fingerprint("lookahead")
-        for layout in ({}, {"decode_width": 1}, {"device_map": "auto"}, {"num_threads": 1})
+        for layout in ({}, {"decode_width": 1}, {"device_map": "auto"}, {"num_threads": 7})
     }
     assert len(known) == 4
 
