@@ -40,6 +40,9 @@ from pipeline.errors import UserError, nearest
 from pipeline.machine import fast_dtype
 from pipeline.registry import METHODS, TASKS, find
 
+# In which of pydantic's findings is told first: a key that there is not says more than one that is missing for it.
+ORDER = {"extra_forbidden": 0, "missing": 2}
+
 
 class Settings(Section):
     """A whole configuration file."""
@@ -93,11 +96,19 @@ class Settings(Section):
             for name, twin in twins.items()
         }
 
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _tasks_exist(cls, tasks: Any) -> Any:
+        for name in tasks if isinstance(tasks, Mapping) else ():
+            if isinstance(name, str):  # another type has its own finding
+                find(name, TASKS, "task")
+        return tasks
+
     @field_validator("tasks")
     @classmethod
-    def _tasks_exist(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
+    def _tasks_have_data(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
         for name, task in tasks.items():
-            origins = find(name, TASKS, "task").origins
+            origins = TASKS[name].origins
             chosen = "path" if task.path else "hub" if task.hub else "embedded"
             if chosen not in origins:
                 asked = "its data from somewhere" if chosen == "embedded" else f"no {chosen!r}"
@@ -158,9 +169,20 @@ def load(source: Mapping[str, Any] | str | Path) -> Settings:
     except UserError as error:
         raise UserError(f"config: {error}") from None
     except ValidationError as error:
-        details = error.errors()
+        details = sorted(error.errors(), key=lambda detail: ORDER.get(detail["type"], 1))
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        raise UserError(f"config: {_explain(details[0])}{more}") from None
+        raise UserError(f"config: {_explain(details[0])}{more}{_beside(details[0], values)}") from None
+
+
+def _beside(detail: ErrorDetails, values: Mapping[str, Any]) -> str:
+    """Return which entry of the profile one that is not whole is called like: it may be that one, misspelt."""
+    location = detail["loc"]
+    entries = values.get(str(location[0])) if location else None
+    lacks_a_key = (detail["type"] == "missing" and len(location) > 2) or "needs one of" in detail["msg"]
+    if not lacks_a_key or not isinstance(entries, Mapping):
+        return ""
+    hint = nearest(location[1], [name for name in entries if name != location[1]])
+    return f"; {hint}" if hint.startswith("did you mean") else ""
 
 
 def _explain(detail: ErrorDetails) -> str:

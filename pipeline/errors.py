@@ -30,6 +30,11 @@ def nearest(word: object, known: Iterable[object]) -> str:
     return f"known: {', '.join(choices[:MOST_LISTED])}{more}"
 
 
+def no_model(folder: object) -> UserError:
+    """Return the error for a model folder that is not there, with what makes it."""
+    return UserError(f"{folder} is no model folder; snakemake --cores all -- {folder}/source.json makes a profile's")
+
+
 def tell(error: object) -> None:
     """Print an error as one line on stderr, however many its text has."""
     print("error:", " ".join(line.strip() for line in str(error).splitlines()), file=sys.stderr)

@@ -48,7 +48,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"methods": {"prompt_lookup": {"max_ngrams": 3}}}, ["methods.prompt_lookup.max_ngrams = 3", "'max_ngram'"]),
     ({"methods": {"prompt_lookup": {"max_ngram": -3}}}, ["methods.prompt_lookup.max_ngram = -3", "greater than 0"]),
     ({"methods": {"autoregressive": {"fast": True}}}, ["methods.autoregressive.fast = True", "takes none"]),
-    ({"tasks": {"humanevall": LIMITS}}, ["unknown task 'humanevall'", "did you mean 'humaneval'?"]),
+    ({"tasks": {"humanevall": {"num_prompts": 9}}}, ["unknown task 'humanevall'", "did you mean 'humaneval'?"]),
     ({"tasks": {"humaneval": LIMITS | {"num_promts": 6}}}, ["tasks.humaneval.num_promts = 6", "'num_prompts'"]),
     ({"tasks": {"humaneval": LIMITS | {"num_prompts": -6}}}, ["tasks.humaneval.num_prompts = -6"]),
     ({"tasks": {"humaneval": LIMITS | {"max_new_tokens": 0}}}, ["tasks.humaneval.max_new_tokens = 0"]),

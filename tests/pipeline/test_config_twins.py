@@ -46,6 +46,12 @@ def twins(**changes: Any) -> dict[str, Any]:
         (twins(methods={"hf_assisted": {}}), ["'hf_assisted' needs trained parts (draft), which a twin has not"]),
         (twins(task="multi30k_plain"), ["'multi30k_plain' takes its data from: path"]),
         (LAPTOP | {"training": {"mixer": {"num_positions": 8}}}, ["num_positions 8 must be at most num_slots 4"]),
+        # Written over a profile on the command line, a misspelt name makes an entry that is not whole.
+        (
+            LAPTOP | {"twins": LAPTOP["twins"] | {"verbalised-2m": {"steps": 9}}},
+            ["twins.verbalised-2m.task is missing", "did you mean 'verbalized-2m'?"],
+        ),
+        (twins(dtype=["auto"], dtypes=None, steps=None), ["twins.t.dtype = ['auto']", "did you mean 'dtypes'?"]),
         (LAPTOP | {"methods": {"recycling": {"key_length": 3}}}, ["recycling.key_length = 3", "less than or equal"]),
     ],
 )
@@ -78,3 +84,10 @@ def test_the_registry_knows_each_generators_own_settings(entry: Generator) -> No
     defaults = {key: fields[key].default for key in entry.options}
     read = load(twins(methods={name: {}}, generators={name: defaults})).twins["t"].generators[name]
     assert {key: tuple(value) if isinstance(value, list) else value for key, value in read.items()} == defaults
+
+
+def test_a_misspelt_model_is_told_of_the_one_that_it_is_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for name, hint in (("smollm-135m", r"'path'; did you mean 'smollm2-135m'\?$"), ("other", r"'path'$")):
+        with pytest.raises(UserError, match=hint):
+            load(LAPTOP | {"models": LAPTOP["models"] | {name: {"dtypes": ["float32"]}}})
