@@ -109,7 +109,10 @@ class SuffixDecodingDrafter:
         return tree
 
     def observe(self, verdict: Verdict) -> int:
-        """Remember what was written, for later texts if they are to know it: for this one the context is counted."""
+        """Remember what was written, for later texts if they are to know it: for this one the context is counted.
+
+        What a last step accepted behind the text's end is remembered as well.
+        """
         self._output.extend(verdict.emitted)
         return 0
 

@@ -18,7 +18,8 @@ Example::
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,6 +67,21 @@ def load_model(
     if device_map is None:
         model.to(torch.device(device))  # type: ignore[arg-type]
     return model
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+    """Let transformers, which draws from the global generators alone, draw what ``generator`` says next.
+
+    ``generator`` moves on, so that the next text is another one; the global ones are left as they were.
+    """
+    if generator is None:
+        yield
+        return
+    cards = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    with torch.random.fork_rng(devices=cards):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield
 
 
 class TransformersGreedy:
@@ -131,19 +147,18 @@ class TransformersGreedy:
         generator: torch.Generator | None = None,
     ) -> Generation:
         """Generate until an end token, a stop string or the limit, as :meth:`SpeculativeDecoder.generate` does."""
-        if generator is not None:
-            torch.manual_seed(generator.initial_seed())  # generate() draws from the global generator only
         clock = _StepClock(len(prompt_ids), Ending(max_new_tokens, self.end_token_ids, stop))
         self._rows = []
         started = time.perf_counter()
         inputs = torch.tensor([prompt_ids], device=self.model.device)
-        output: Tensor = self.model.generate(  # type: ignore[operator]
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=max_new_tokens,
-            stopping_criteria=StoppingCriteriaList([clock]),
-            **self.arguments,
-        )
+        with drawing_from(generator, inputs.device):
+            output: Tensor = self.model.generate(  # type: ignore[operator]
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=max_new_tokens,
+                stopping_criteria=StoppingCriteriaList([clock]),
+                **self.arguments,
+            )
         output_ids = output[0, len(prompt_ids) :].tolist()[: clock.cut.kept]
         prefill, *steps = self._steps(clock, started, len(prompt_ids))
         return Generation(

@@ -57,15 +57,18 @@ def pseudo_log_likelihoods(
     """
     length, device = block_length or model.config.block_length, model.device
     end = model.config.end_token_ids[0]
-    filled = [[*text, *[end] * (-len(text) % length)] for text in texts]  # as in training
-    target = padded(filled, end).to(device)
+    # Behind an end token there are more of it, as in training; behind a text that the limit cut, nothing is known.
+    behind = [end if text and text[-1] in model.config.end_token_ids else model.mask_id for text in texts]
+    filled = [[*text, *[last] * (-len(text) % length)] for text, last in zip(texts, behind, strict=True)]
+    shown = padded(filled, end).to(device)
+    target = shown.where(shown != model.mask_id, end)
     clean = padded([[*prompt_ids, *text] for text in texts], 0).to(device)
     sizes = torch.tensor([len(prompt_ids) + len(text) for text in texts], device=device)
     valid = torch.arange(clean.shape[1], device=device) < sizes[:, None]
     place = torch.arange(target.shape[1], device=device)
     copy = place % length
     hidden_here = torch.arange(length, device=device)[:, None] == copy
-    noisy = torch.where(hidden_here, model.mask_id, target[:, None]).flatten(0, 1)
+    noisy = torch.where(hidden_here, model.mask_id, shown[:, None]).flatten(0, 1)
     prompts = torch.full((len(noisy),), len(prompt_ids), device=device)
     clean, valid = clean.repeat_interleave(length, 0), valid.repeat_interleave(length, 0)
     hidden = model.read_blocks(clean, valid, prompts, noisy, block_length=length)[:, clean.shape[1] :]

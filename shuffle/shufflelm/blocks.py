@@ -54,7 +54,8 @@ def generate_texts(
             block = [tokens[row][slot] for slot in order]
             block = [block[place] for place in ordering.spoken(order, block)]
             texts[i] += ends_last(block, ending.end_token_ids)
-            cut = end_of(texts[i], len(block), ending, ordering.most or model.config.num_slots(len(rows[row])))
+            slots = model.config.num_slots(len(rows[row]))
+            cut = end_of(texts[i], len(block), ending, min(ordering.most or slots, slots))
             del texts[i][cut.kept :]
             if cut.ended or not has_room(model, len(prompts[i]), cut.kept, max_new_tokens):
                 going[row] = -1
@@ -75,8 +76,9 @@ def end_of(text: Sequence[int], block: int, ending: Ending, most: int) -> Cut:
 
 
 def has_room(model: ShuffleLM, prompt_length: int, text_length: int, max_new_tokens: int) -> bool:
-    """Whether another block may and can follow."""
-    needed = prompt_length + text_length + model.config.max_parallel_tokens
+    """Whether another block may and can follow: its prompt is the prompt and the text so far."""
+    length = prompt_length + text_length
+    needed = length + model.config.num_slots(length)
     return text_length < max_new_tokens and needed <= model.config.max_position_embeddings
 
 

@@ -35,7 +35,7 @@ class ShuffleConfig(BackboneConfig):
         position_head: "none" leaves the tokens in the order of the slots.
         matching: which slot is trained on which token: the cheapest one-to-one; slot j on token j; or "ctc", every way
             at once to stand in the order of the slots, neighbours that say the same being one token.
-        matching_warmup: share of the training that starts with identity matching, whatever ``matching``.
+        matching_warmup: share of the training that starts with identity matching, but for "ctc", which matches nothing.
         alpha: weight of the position in the matching's cost.
         beta: weight of the position in the loss.
         glancing: share of the wrong slots that are shown their token at the training's start; 0.6 of that at its end.

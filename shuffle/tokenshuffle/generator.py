@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from decoding import Sampling
+from decoding.sampling import draw_each
 from shuffle.tokenshuffle.guidance import check_guidance, scales
 from shuffle.tokenshuffle.layers import from_windows
 from shuffle.tokenshuffle.model import TokenShuffleTransformer, check_classes
@@ -117,5 +118,4 @@ class ImageGenerator:
     def _draw(self, logits: Float[Tensor, "b s_s v"], generator: torch.Generator | None) -> Int[Tensor, "b s_s"]:
         if self.sampling.is_greedy:
             return logits.argmax(-1)
-        probabilities = self.sampling.probabilities(logits)
-        return torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator).view(logits.shape[:2])
+        return draw_each(self.sampling.probabilities(logits), generator)

@@ -90,3 +90,8 @@ def test_sampling_is_seeded(tmp_path: Path) -> None:
         for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
+    torch.manual_seed(5)
+    generator, before = torch.Generator().manual_seed(1), torch.get_rng_state()
+    following = [peer.generate(PROMPTS[0], max_new_tokens=20, generator=generator).output_ids for _ in range(2)]
+    assert following[0] == texts[0] != following[1]
+    assert torch.equal(torch.get_rng_state(), before)  # others draw from it, too

@@ -185,9 +185,10 @@ def test_trainer_learns_and_the_saved_model_is_the_same(tmp_path: Path) -> None:
 
 def test_pseudo_log_likelihood_masks_each_token_in_turn() -> None:
     model, prompt = tiny(), [5, 6, 7]
-    texts = [[8, 9, 10, 11, 12, EOS], [4, EOS], [5, 6, 7, EOS]]
+    texts = [[8, 9, 10, 11, 12, EOS], [4, EOS], [5, 6, 7, EOS], [9, 4, 8, 5, 6]]
     for text, scores in zip(texts, pseudo_log_likelihoods(model, prompt, texts), strict=True):
-        filled = [*text, *[EOS] * (-len(text) % L)]
+        # A text that was cut goes on as it may; one that ended does not.
+        filled = [*text, *[EOS if text[-1] == EOS else MASK] * (-len(text) % L)]
         for i, token in enumerate(text):
             start = i // L * L
             block = filled[start : start + L]

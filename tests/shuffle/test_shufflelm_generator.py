@@ -39,8 +39,10 @@ def reference(model: ShuffleLM, prompt: list[int], limit: int, strategy: str, th
     """Block by block with the whole model on one unpadded prompt, each rule in its own words."""
     text: list[int] = []
     most, ratio = model.config.max_parallel_tokens, model.config.slots_per_prompt_token
-    while len(text) < limit and len(prompt) + len(text) + most <= model.config.max_position_embeddings:
+    while len(text) < limit:
         slots = most if ratio is None else min(most, math.ceil(ratio * len(prompt + text)))
+        if len(prompt + text) + slots > model.config.max_position_embeddings:
+            break
         output = model(torch.tensor([prompt + text]))
         probabilities = output.keep_logits[0].sigmoid()
         kept = [k for k in range(slots) if probabilities[k] >= threshold] or [int(probabilities.argmax())]
@@ -212,3 +214,17 @@ def test_generates_as_users_of_transformers_expect() -> None:
         assert text == wanted + [0] * (len(text) - len(wanted))
     drawn = model.generate(**batch, max_parallel_tokens=5, shuffle_strategy="rotary", temperature=0.7)
     assert drawn.shape[0] == 4
+
+
+def test_a_text_goes_on_behind_slots_that_are_all_kept_though_a_pass_might_have_more() -> None:
+    model = make(keep_bias=9.0, slots_per_prompt_token=1.0, num_mixer_layers=0)  # four slots for four tokens
+    prompt = torch.tensor([[5, 6, 7, 8]])
+    lengths = [model.generate(prompt, max_new_tokens=20, max_parallel_tokens=most).shape[1] for most in (None, 5, 6)]
+    assert lengths[0] > len(prompt[0]) + 4
+    assert lengths == [lengths[0]] * 3
+
+
+def test_the_last_passes_need_the_room_of_their_own_slots() -> None:
+    model = make(keep_bias=9.0, slots_per_prompt_token=0.25, num_mixer_layers=0, max_position_embeddings=20)
+    whole = model.generate(torch.tensor([list(range(5, 17))]), max_new_tokens=6)
+    assert whole.shape[1] > 12 + 3  # three slots, then four: sixteen and six would not fit, fifteen and four do
