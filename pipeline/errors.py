@@ -30,9 +30,9 @@ def nearest(word: object, known: Iterable[object]) -> str:
     return f"known: {', '.join(choices[:MOST_LISTED])}{more}"
 
 
-def no_model(folder: object) -> UserError:
-    """Return the error for a model folder that is not there, with what makes it."""
-    return UserError(f"{folder} is no model folder; snakemake --cores all -- {folder}/source.json makes a profile's")
+def made_by(folder: object) -> str:
+    """Return what makes a model folder that is not there."""
+    return f"snakemake --cores all -- {folder}/source.json makes a profile's"
 
 
 def tell(error: object) -> None:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.arguments import positive
 from pipeline.divergence import first_difference, top2_margin
-from pipeline.errors import UserError, command, nearest, no_model
+from pipeline.errors import UserError, command, made_by, nearest
 from pipeline.exactness_table import gather, write
 from pipeline.files import sha256_of
 from pipeline.generate import DTYPES, read_requests
@@ -257,7 +257,7 @@ def main() -> None:
     requests = numbered(arguments.requests, arguments.prompts)
     is_asked = not requests or any("error" not in request for request in requests)
     if arguments.model_dir is None or (is_asked and not (arguments.model_dir / "config.json").is_file()):
-        raise no_model(arguments.model_dir)
+        raise UserError(f"model-dir: {str(arguments.model_dir)!r} is no model folder; {made_by(arguments.model_dir)}")
     if arguments.dtype not in DTYPES:
         raise UserError(f"dtype: unknown {arguments.dtype!r}; {nearest(arguments.dtype, DTYPES)}")
     parts = dict(arguments.part)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.arguments import json_object, positive
-from pipeline.errors import UserError, command, nearest, no_model
+from pipeline.errors import UserError, command, made_by, nearest
 from pipeline.files import atomic_write, folder_lock, json_lines, sha256_of
 from pipeline.machine import available_cores, describe_machine, package_versions
 from pipeline.parts import checked_parts, error_of, files_of, part_argument
@@ -132,7 +132,7 @@ def work(arguments: argparse.Namespace) -> None:
         write_failure(spec.output, spec.identity, reason)
         return
     if not (spec.model_dir / "config.json").is_file():
-        raise no_model(spec.model_dir)
+        raise UserError(f"model-dir: {str(spec.model_dir)!r} is no model folder; {made_by(spec.model_dir)}")
     fingerprint = fingerprint_of(spec)
     with folder_lock(spec.output), machine_lock():
         if is_finished(spec.output, fingerprint):

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError, command, no_model, tell
+from pipeline.errors import UserError, command, made_by, tell
 from pipeline.files import atomic_write
 from pipeline.tasks.loading import load_task
 from pipeline.tasks.source import to_jsonl
@@ -36,7 +36,7 @@ def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, Pretrained
         UserError: the folder or one of the two is missing or damaged.
     """
     if not model_dir.is_dir():
-        raise no_model(model_dir)
+        raise UserError(f"{model_dir}: no such model folder; {made_by(model_dir)}")
     check_source(model_dir)
     from transformers import AutoConfig, AutoTokenizer
 

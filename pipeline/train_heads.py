@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, set_seed
 from baselines.medusa import MedusaDrafter
 from baselines.medusa_heads import DecodingHeads, HeadsRecord, MedusaHeads, rows_of, save_heads
 from baselines.medusa_tree import fit_paths, shape_of
-from pipeline.errors import UserError, command, no_model
+from pipeline.errors import UserError, command, made_by
 from pipeline.files import atomic_path, sha256_of, sha256_of_all
 from pipeline.heads_states import IGNORED, Pair, States, choose_shortlist, kept_or_read, labels_of, read_text
 from pipeline.mixer_data import TREE_NODES, replay
@@ -147,7 +147,7 @@ def train_heads(model_dir: Path, text: Path, output: Path, settings: Settings) -
     """
     check_source(model_dir)
     if not (model_dir / "config.json").is_file():
-        raise no_model(model_dir)
+        raise UserError(f"--model: {model_dir} is not a model folder; {made_by(model_dir)}")
     pairs = read_text(text)
     shortlist = choose_shortlist(pairs["train"], settings.shortlist_size)
     work = prepared_work(output.with_name(f".{output.name}.partial"), description(settings, model_dir, text))

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import set_seed
 
 from baselines.medusa_heads import rows_of
-from pipeline.errors import UserError, command, no_model
+from pipeline.errors import UserError, command, made_by
 from pipeline.files import atomic_write, sha256_of, sha256_of_all
 from pipeline.heads_states import IGNORED, Pair, States, choose_shortlist, labels_of, read_text
 from pipeline.mixer_data import TREE_NODES, contexts_of, replay
@@ -118,7 +118,7 @@ def train_mixer(model_dir: Path, text: Path, output: Path, settings: Settings) -
     """
     check_source(model_dir)
     if not (model_dir / "config.json").is_file():
-        raise no_model(model_dir)
+        raise UserError(f"--model: {model_dir} is not a model folder; {made_by(model_dir)}")
     pairs = read_text(text)
     shortlist = choose_shortlist(pairs["train"], settings.shortlist_size)
     sources = {"model_sha256": sha256_of_all(model_dir.glob("*.safetensors")), "text_sha256": sha256_of(text)}
