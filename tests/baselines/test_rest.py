@@ -42,6 +42,20 @@ def random_texts(seed: int, count: int = 30, vocabulary: int = 6) -> list[list[i
     return [[rng.randrange(vocabulary) for _ in range(rng.randint(0, 20))] for _ in range(count)]
 
 
+def best_paths(texts: list[list[int]], context: list[int], count: int) -> list[float]:
+    """The greatest products of chances along a path behind a context, every path tried; runs of three tokens."""
+    paths, found = [([*context], 1.0)], []
+    for _ in range(count):
+        paths = [
+            ([*text, token], chance * each)
+            for text, chance in paths
+            for token, each in chances_by_search(texts, text[-3:]).items()
+            if each >= LEAST and chance * each > 0.0005
+        ]
+        found += [chance for _, chance in paths]
+    return sorted(found, reverse=True)[:count]
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 32])
 def test_places_are_sorted_by_the_tokens_that_stand_there(depth: int) -> None:
     texts = random_texts(0)
@@ -106,18 +120,9 @@ def test_grows_the_paths_that_enumerating_all_of_them_finds_best(num_nodes: int)
     drafter = RestDrafter(Datastore.of(texts), num_nodes=num_nodes, max_ngram=3)
     for context in random_texts(6, count=10):
         context = [2, *context]
-        paths, found = [([*context], 1.0)], []
-        for _ in range(num_nodes):
-            paths = [
-                ([*text, token], chance * each)
-                for text, chance in paths
-                for token, each in chances_by_search(texts, text[-3:]).items()
-                if each >= LEAST and chance * each > 0.01
-            ]
-            found += [chance for _, chance in paths]
         tree = drafter.propose(context)
         assert drafter.node_probabilities is not None
-        best = sorted(found, reverse=True)[:num_nodes]
+        best = best_paths(texts, context, num_nodes)
         assert path_chances(tree, drafter.node_probabilities) == pytest.approx(best)
         assert tree.tokens[0] == context[-1]
         assert tree.width <= drafter.max_width

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from baselines.interpolated import LEAST
 from baselines.suffix_decoding import Counts, SuffixDecodingDrafter
 from decoding import CandidateTree, SpeculativeDecoder, TargetModel, Verdict
 from tests.baselines.test_recycling import assert_samples_like_plain_sampling, path_chances
-from tests.baselines.test_rest import chances_by_search, followers_by_search, random_texts
+from tests.baselines.test_rest import best_paths, followers_by_search, random_texts
 from tests.decoding.tiny import greedy_of, save_model
 
 
@@ -53,18 +52,9 @@ def test_grows_the_paths_that_enumerating_all_of_them_finds_best(num_nodes: int)
     for context in random_texts(6, count=10):
         context = [2, *context]
         drafter.begin(context[:3])
-        paths, found = [([*context], 1.0)], []
-        for _ in range(num_nodes):
-            paths = [
-                ([*text, token], chance * each)
-                for text, chance in paths
-                for token, each in chances_by_search([context], text[-3:]).items()
-                if each >= LEAST and chance * each > 0.0005
-            ]
-            found += [chance for _, chance in paths]
         tree = drafter.propose(context)
         assert drafter.node_probabilities is not None
-        best = sorted(found, reverse=True)[:num_nodes]
+        best = best_paths([context], context, num_nodes)
         assert path_chances(tree, drafter.node_probabilities) == pytest.approx(best)
         assert tree.tokens[0] == context[-1]
         assert tree.width <= drafter.max_width
