@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "model.h"
+#include "values.h"
 
 namespace {
 
@@ -51,8 +51,6 @@ void write_cache(const Run<T, E>& run, const Layer& layer, int index) {
         narrow_all(value, m.head_dim, run.values(index, int(head), w) + row);
     }
 }
-
-constexpr int VALUES = 64;  // keys whose values are widened, and added to the sums of all queries, together
 
 // The first whole vector from an address on: a load of one that lies across two lines of the cache takes twice as long.
 inline float* aligned(float* at) {
@@ -107,99 +105,24 @@ inline void soften(float* row, int64_t count, float scale) {
     for (int64_t i = 0; i < count; i++) row[i] *= share_of_one;
 }
 
-template <int Q, int N>
-inline void add_lanes(const float* rows, const float* weights, int64_t dim, int64_t stride, int64_t count,
-                      float* sums) {
-    Floats sum[Q][N];
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; q++)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; n++) sum[q][n] = load<Floats>(sums + q * dim + n * LANES);
-    for (int64_t j = 0; j < count; j++)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; n++) {
-            const Floats row = load<Floats>(rows + j * dim + n * LANES);
-#pragma GCC unroll 4
-            for (int q = 0; q < Q; q++) sum[q][n] = multiply_add(sum[q][n], row, all(weights[q * stride + j]));
-        }
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; q++)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; n++) std::memcpy(sums + q * dim + n * LANES, &sum[q][n], sizeof(Floats));
-}
-
-// sums[q] += weights[q][j] * rows[j] for Q queries, j one after the other.
-template <int Q>
-void add_weighted(const float* rows, const float* weights, int64_t dim, int64_t stride, int64_t count, float* sums) {
-    int64_t i = 0;
-    constexpr int N = REGISTERS / 8;
-    for (; i + N * LANES <= dim; i += N * LANES) add_lanes<Q, N>(rows + i, weights, dim, stride, count, sums + i);
-    for (; i + LANES <= dim; i += LANES) add_lanes<Q, 1>(rows + i, weights, dim, stride, count, sums + i);
-    for (; i < dim; i++)
-        for (int q = 0; q < Q; q++)
-            for (int64_t j = 0; j < count; j++)
-                sums[q * dim + i] = std::fma(weights[q * stride + j], rows[j * dim + i], sums[q * dim + i]);
-}
-
-inline void add_weighted(int64_t queries, const float* rows, const float* weights, int64_t dim, int64_t stride,
-                         int64_t count, float* sums) {
-    if (queries == 4) return add_weighted<4>(rows, weights, dim, stride, count, sums);
-    if (queries == 3) return add_weighted<3>(rows, weights, dim, stride, count, sums);
-    if (queries == 2) return add_weighted<2>(rows, weights, dim, stride, count, sums);
-    add_weighted<1>(rows, weights, dim, stride, count, sums);
-}
-
-// sums[q] = the values weighted by the scores, a key at a time in the order of its position.
-template <class T, class E>
-void add_values(const Run<T, E>& run, int index, int head, int64_t first, int64_t queries, int64_t stride,
-                const float* scores, float* block, float* sums) {
-    const int64_t dim = run.m.head_dim, group = run.m.heads / run.m.kv_heads, before = run.length(first);
-    const T* rows = run.values(index, head, first);
-    const std::vector<Sight>& sight = run.sight;
-    std::fill(sums, sums + queries * dim, 0.0f);
-    int64_t most = 0;
-    for (int64_t q = 0; q < queries; q++) most = std::max(most, before + sight[first + q / group].leading);
-    for (int64_t at = 0; at < most; at += VALUES) {
-        const int64_t filled = std::min<int64_t>(VALUES, most - at);
-        for (int64_t i = 0; i < filled * dim; i++) block[i] = widen(rows[at * dim + i]);
-        const auto count = [&](int64_t q) {
-            return std::clamp<int64_t>(before + sight[first + q / group].leading - at, 0, filled);
-        };
-        for (int64_t q = 0; q < queries;) {  // up to four queries to each value that is loaded
-            const int64_t here = count(q);
-            int64_t alike = 1;
-            while (alike < 4 && q + alike < queries && count(q + alike) == here) alike++;
-            add_weighted(alike, block, scores + q * stride + at, dim, stride, here, sums + q * dim);
-            q += alike;
-        }
-    }
-    for (int64_t q = 0; q < queries; q++) {
-        const Sight& seen = sight[first + q / group];
-        int64_t at = before + seen.leading;
-        for (const int32_t other : seen.others) {
-            for (int64_t i = 0; i < dim; i++) block[i] = widen(rows[(before + other) * dim + i]);
-            add_weighted<1>(block, scores + q * stride + at++, dim, stride, 1, sums + q * dim);
-        }
-    }
-}
-
 template <class T, class E>
 void attend_piece(const Run<T, E>& run, const Layer& layer, int index, int head, int64_t first, int64_t last) {
     const Model& m = run.m;
     const Batch& b = run.b;
     const std::vector<Sight>& sight = run.sight;
     static thread_local std::vector<float> memory;
-    const int64_t group = m.heads / m.kv_heads, queries = (last - first) * group, dim = m.head_dim;
+    const int64_t group = m.heads / m.kv_heads, queries = (last - first) * group;
+    const int64_t dim = m.head_dim, wide = whole(dim);
     int64_t end = 0;  // one past the last row of the cache that a query sees
     for (int64_t w = first; w < last; w++)
         end = std::max(end, run.length(w) + (sight[w].others.empty() ? sight[w].leading : w + 1));
     const int64_t blocks = (end + PANEL - 1) / PANEL, stride = blocks * PANEL;
-    const int64_t needed = queries * (stride + 2 * dim) + VALUES * dim + LANES;
+    const int64_t needed = queries * (stride + wide + dim) + VALUES * wide + LANES;
     if (int64_t(memory.size()) < needed) memory.resize(needed);
     float* scores = aligned(memory.data());   // [queries, stride]
-    float* block = scores + queries * stride;  // [64, dim] of values, or [dim, 16] of keys laid out
-    float* sums = block + VALUES * dim;        // [queries, dim]
-    const Packed<T> query{reinterpret_cast<typename Packed<T>::Input*>(sums + queries * dim), queries, dim, ROWS};
+    float* block = scores + queries * stride;  // [64, wide] of values, or [dim, 16] of keys laid out
+    float* sums = block + VALUES * wide;       // [queries, wide]
+    const Packed<T> query{reinterpret_cast<typename Packed<T>::Input*>(sums + queries * wide), queries, dim, ROWS};
     for (int64_t q = 0; q < queries; q++) {
         const int64_t w = first + q / group;
         const float* own = run.qkv + w * run.qkv_width + (head * group + q % group) * dim;
@@ -230,7 +153,7 @@ void attend_piece(const Run<T, E>& run, const Layer& layer, int index, int head,
     add_values(run, index, head, first, queries, stride, scores, block, sums);
     for (int64_t q = 0; q < queries; q++) {
         const int64_t w = first + q / group;
-        run.packed(run.input, m.heads * dim).write(w, (head * group + q % group) * dim, sums + q * dim, dim);
+        run.packed(run.input, m.heads * dim).write(w, (head * group + q % group) * dim, sums + q * wide, dim);
     }
 }
 

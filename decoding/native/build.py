@@ -17,7 +17,18 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCES = ("forward.cpp", "attention.h", "int8.h", "lanes.h", "mixer.h", "model.h", "panels.h", "product.h", "top.h")
+SOURCES = (
+    "forward.cpp",
+    "attention.h",
+    "int8.h",
+    "lanes.h",
+    "mixer.h",
+    "model.h",
+    "panels.h",
+    "product.h",
+    "top.h",
+    "values.h",
+)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-ffp-contract=off")
 COMPILERS = ("g++", "c++")
 

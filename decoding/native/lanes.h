@@ -85,7 +85,7 @@ struct Product;
 template <>
 struct Product<float> {
     static constexpr int PAIR = 1, STEPS = 1;
-    typedef float Input;
+    typedef float Number, Input;
     typedef Floats Lanes;
     template <int STEP>
     static inline Lanes lanes(const float* weights) { return load<Floats>(weights); }
@@ -96,6 +96,7 @@ struct Product<float> {
 template <>
 struct Product<bf16> {
     static constexpr int PAIR = 2;
+    typedef bf16 Number;
 #ifdef __AVX512BF16__
     static constexpr int STEPS = 1;
     typedef bf16 Input;
