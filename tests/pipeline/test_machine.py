@@ -19,7 +19,7 @@ TIMED_ON = {
     "lossless": CASCADE_LAKE,
     "lossless_bfloat16": ZEN_4,
     "lossless_bfloat16_cascade_lake": CASCADE_LAKE,
-    "lossless_int8": CASCADE_LAKE,
+    "lossless_int8": ZEN_4,
     "multi30k": ZEN_3,
     "multi30k_cascade_lake": CASCADE_LAKE,
     "laptop": CASCADE_LAKE,
