@@ -129,6 +129,11 @@ inline Floats load_some(const float* at, int64_t count) {
     return value;
 }
 
+// The first ``count`` of a vector's words, to memory; what lies behind them there stays.
+inline void store_some(Words words, float* at, int64_t count) {
+    count < LANES ? std::memcpy(at, &words, count * sizeof(float)) : std::memcpy(at, &words, sizeof(words));
+}
+
 // Word j of vector i to word i of vector j.
 inline void transpose(Floats (&rows)[LANES]) {
 #if defined(__AVX512F__)

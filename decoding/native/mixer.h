@@ -32,10 +32,7 @@ namespace {
 // Applied to n floats; the last vector may hold fewer.
 template <class F>
 inline void each(int64_t n, const float* from, float* to, F function) {
-    for (int64_t i = 0; i < n; i += LANES) {
-        const Floats y = function(load_some(from + i, n - i), i);
-        std::memcpy(to + i, &y, sizeof(float) * std::min<int64_t>(LANES, n - i));
-    }
+    for (int64_t i = 0; i < n; i += LANES) store_some((Words)function(load_some(from + i, n - i), i), to + i, n - i);
 }
 
 // x / 2 (1 + erf(x / sqrt 2)), erf by Abramowitz and Stegun 7.1.26, whose error is below 1.5e-7.

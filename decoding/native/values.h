@@ -12,9 +12,9 @@ constexpr int VALUES = 64;  // keys whose values are laid out, and added to the 
 inline int64_t whole(int64_t dim) { return (dim + LANES - 1) / LANES * LANES; }  // in whole vectors
 
 // What sums of values are made of: two keys to a multiply-add where it takes two neighbours of bfloat16, otherwise one,
-// widened. The scores are then rounded to bfloat16 too. Of two neighbours the instruction adds the odd one first, each sum
-// rounded to float32: with the earlier key there, it is one key after the other, wherever in the cache each lies. Measured
-// at 1,000 keys: a pass takes 0.92 to 0.96 of the time.
+// widened. Of two neighbours the instruction adds the odd one first, each sum rounded to float32: with the earlier key
+// there, it is one key after the other, wherever in the cache each lies. Measured at 1,000 keys: a pass takes 0.90 to 0.98
+// of the time.
 template <class T>
 using Weighted = std::conditional_t<Product<T>::PAIR == 2 && Product<T>::STEPS == 1, Product<T>, Product<float>>;
 
@@ -46,9 +46,7 @@ inline void pair_up(float* row, int64_t leading) {
         const Floats second = leading - i > LANES ? load_some(row + i + LANES, leading - i - LANES) : Floats{};
         const Words words =
             upper(__builtin_shuffle(first, second, early)) << 16 | upper(__builtin_shuffle(first, second, late));
-        const int64_t some = (leading - i + 1) / 2;  // a whole vector, or what is left
-        float* to = row + i / 2;
-        some < LANES ? std::memcpy(to, &words, sizeof(float) * some) : std::memcpy(to, &words, sizeof(words));
+        store_some(words, row + i / 2, (leading - i + 1) / 2);
     }
 }
 
@@ -59,10 +57,8 @@ void enter_scores(float* row, int64_t leading, int64_t count) {
     if (std::is_same_v<T, float>) return;
     int64_t from = 0, to = 0;
     if (Weighted<T>::PAIR == 2) pair_up(row, leading), from = leading, to = (leading + 1) / 2;
-    for (; from < count; from += LANES, to += LANES) {
-        const Words words = upper(load_some(row + from, count - from)) << 16;
-        std::memcpy(row + to, &words, sizeof(float) * std::min<int64_t>(LANES, count - from));
-    }
+    for (; from < count; from += LANES, to += LANES)
+        store_some(upper(load_some(row + from, count - from)) << 16, row + to, count - from);
 }
 
 // sums[q] += scores[q][j] * values[j] for Q queries and N vectors of each, j one after the other.
