@@ -42,6 +42,7 @@ from collections.abc import Sequence
 
 from baselines.phrases import PhrasePool, Trie
 from decoding import CandidateTree, Verdict
+from decoding.options import at_least
 
 
 class JacobiWindow:
@@ -111,9 +112,8 @@ class LookaheadDrafter:
         max_nodes: int = 16,
         seed: int = 0,
     ) -> None:
-        for name, value, least in (("window", window, 1), ("ngram", ngram, 2), ("guesses", guesses, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be {least} or more, not {value}")
+        at_least(1, window=window, guesses=guesses)
+        at_least(2, ngram=ngram)
         widest = window_rows(window, ngram)
         if max_nodes and widest > max_nodes:
             raise ValueError(f"window={window} and ngram={ngram} need {widest} nodes, more than max_nodes={max_nodes}")

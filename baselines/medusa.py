@@ -30,6 +30,7 @@ from torch import Tensor
 from baselines.medusa_heads import DecodingHeads, HeadsRecord, check_fits, load_heads
 from baselines.medusa_tree import Shape, fit_paths, grow, shape_of
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
+from decoding.options import at_least
 from decoding.ranking import Top, most_likely
 from decoding.replay import Replayed
 
@@ -58,10 +59,8 @@ class MedusaDrafter:
         shape: Shape | None = None,
         row_cost: float = 0.0,
     ) -> None:
-        if num_nodes < 1:
-            raise ValueError(f"num_nodes must be 1 or more, not {num_nodes}")
-        if row_cost < 0:
-            raise ValueError(f"row_cost must be 0 or more, not {row_cost}")
+        at_least(1, num_nodes=num_nodes)
+        at_least(0, row_cost=row_cost)
         self.row_cost = row_cost
         self.heads, self.shortlist, self.shape = heads, list(shortlist), shape
         self.num_nodes = num_nodes if shape is None else len(shape.heads)
@@ -163,8 +162,7 @@ def choose_shape(tree: str | list[list[int]], record: HeadsRecord, num_heads: in
         return None
     if tree != "fitted":
         raise ValueError(f"tree must be 'dynamic', 'fitted' or a list of paths, not {tree!r}")
-    if num_nodes < 1:
-        raise ValueError(f"num_nodes must be 1 or more, not {num_nodes}")
+    at_least(1, num_nodes=num_nodes)
     if record.top_accuracies:
         return shape_of(fit_paths(record.top_accuracies[:num_heads], num_nodes))
     paths = [path for path in record.tree if len(path) <= num_heads][:num_nodes]

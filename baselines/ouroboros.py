@@ -40,6 +40,7 @@ from baselines.draft_model import DraftModel
 from baselines.lookahead import LookaheadDrafter
 from baselines.phrases import Phrase, Trie
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
+from decoding.options import at_least
 from decoding.ranking import choices
 from decoding.verify import greedy_path
 
@@ -81,8 +82,7 @@ class OuroborosDrafter:
         max_nodes: int = 16,
         seed: int = 0,
     ) -> None:
-        if num_draft_tokens < 1:
-            raise ValueError(f"num_draft_tokens must be 1 or more, not {num_draft_tokens}")
+        at_least(1, num_draft_tokens=num_draft_tokens)
         if not 0 <= num_suffixes <= guesses:
             raise ValueError(f"num_suffixes must be between 0 and guesses={guesses}, not {num_suffixes}")
         if not 0 <= num_alternatives <= guesses:

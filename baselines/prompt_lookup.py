@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from decoding import CandidateTree, Verdict
+from decoding.options import at_least
 
 
 class PromptLookupDrafter:
@@ -39,8 +40,7 @@ class PromptLookupDrafter:
     def __init__(self, max_ngram: int = 3, min_ngram: int = 1, num_draft_tokens: int = 15) -> None:
         if not 1 <= min_ngram <= max_ngram:
             raise ValueError(f"min_ngram must be between 1 and max_ngram={max_ngram}, not {min_ngram}")
-        if num_draft_tokens < 1:
-            raise ValueError(f"num_draft_tokens must be 1 or more, not {num_draft_tokens}")
+        at_least(1, num_draft_tokens=num_draft_tokens)
         self.max_ngram, self.min_ngram, self.num_draft_tokens = max_ngram, min_ngram, num_draft_tokens
         self.max_width = num_draft_tokens + 1
         self.begin(())

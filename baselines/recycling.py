@@ -32,6 +32,7 @@ import torch
 from baselines.best_first import grow
 from baselines.chances import PROBABILITY_STEPS, Chances
 from decoding import CandidateTree, Verdict
+from decoding.options import at_least
 from decoding.ranking import Top, most_likely
 from decoding.replay import ReplayedRows
 
@@ -75,14 +76,10 @@ class RecyclingDrafter:
         warm_start: bool = False,
         row_cost: float = 0.0,
     ) -> None:
-        if num_nodes < 1:
-            raise ValueError(f"num_nodes must be 1 or more, not {num_nodes}")
-        if top_k < 1:
-            raise ValueError(f"top_k must be 1 or more, not {top_k}")
+        at_least(1, num_nodes=num_nodes, top_k=top_k)
         if key_length not in (1, 2):
             raise ValueError(f"key_length must be 1 or 2, not {key_length}")
-        if row_cost < 0:
-            raise ValueError(f"row_cost must be 0 or more, not {row_cost}")
+        at_least(0, row_cost=row_cost)
         self.row_cost = row_cost
         self.num_nodes, self.top_k, self.key_length, self.warm_start = num_nodes, top_k, key_length, warm_start
         self.max_width = num_nodes + 1

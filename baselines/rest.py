@@ -26,6 +26,7 @@ from baselines.best_first import grow
 from baselines.datastore import SORTED_BY, Datastore
 from baselines.interpolated import guesses_after
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
+from decoding.options import at_least
 
 Run = tuple[int, ...]
 
@@ -47,12 +48,10 @@ class RestDrafter:
     """
 
     def __init__(self, datastore: Datastore, num_nodes: int = 15, max_ngram: int = 4, row_cost: float = 0.0) -> None:
-        if num_nodes < 1:
-            raise ValueError(f"num_nodes must be 1 or more, not {num_nodes}")
+        at_least(1, num_nodes=num_nodes)
         if not 1 <= max_ngram < SORTED_BY:
             raise ValueError(f"max_ngram must be 1 to {SORTED_BY - 1}, not {max_ngram}")
-        if row_cost < 0:
-            raise ValueError(f"row_cost must be 0 or more, not {row_cost}")
+        at_least(0, row_cost=row_cost)
         self.datastore, self.num_nodes, self.max_ngram, self.row_cost = datastore, num_nodes, max_ngram, row_cost
         self.max_width = num_nodes + 1
         self.node_probabilities: Sequence[float] | None = None

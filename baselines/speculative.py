@@ -35,6 +35,7 @@ from torch import Tensor
 
 from baselines.draft_model import DraftModel
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
+from decoding.options import at_least
 from decoding.sampling import GREEDY, draw
 
 
@@ -65,8 +66,7 @@ class SpeculativeDrafter:
         max_draft_tokens: int = 15,
         confidence_threshold: float = 0.0,
     ) -> None:
-        if num_draft_tokens < 1:
-            raise ValueError(f"num_draft_tokens must be 1 or more, not {num_draft_tokens}")
+        at_least(1, num_draft_tokens=num_draft_tokens)
         if adaptive and max_draft_tokens < num_draft_tokens:
             raise ValueError(f"max_draft_tokens must be at least {num_draft_tokens=}, not {max_draft_tokens}")
         if not 0 <= confidence_threshold <= 1:

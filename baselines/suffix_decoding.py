@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from baselines.best_first import grow
 from baselines.interpolated import guesses_after
 from decoding import CandidateTree, Verdict
+from decoding.options import at_least
 
 Run = tuple[int, ...]
 
@@ -80,12 +81,8 @@ class SuffixDecodingDrafter:
     def __init__(
         self, num_nodes: int = 15, max_ngram: int = 4, warm_start: bool = False, row_cost: float = 0.0
     ) -> None:
-        if num_nodes < 1:
-            raise ValueError(f"num_nodes must be 1 or more, not {num_nodes}")
-        if max_ngram < 1:
-            raise ValueError(f"max_ngram must be 1 or more, not {max_ngram}")
-        if row_cost < 0:
-            raise ValueError(f"row_cost must be 0 or more, not {row_cost}")
+        at_least(1, num_nodes=num_nodes, max_ngram=max_ngram)
+        at_least(0, row_cost=row_cost)
         self.num_nodes, self.max_ngram, self.warm_start, self.row_cost = num_nodes, max_ngram, warm_start, row_cost
         self.max_width = num_nodes + 1
         self.node_probabilities: Sequence[float] | None = None

@@ -36,6 +36,7 @@ from typing import Any, Self
 from baselines.best_first import grow
 from baselines.chances import Chances, probability_step
 from decoding import CandidateTree, Drafter, Sampling, TargetModel, Verdict
+from decoding.options import at_least
 
 Kind = tuple[object, ...]
 
@@ -88,10 +89,8 @@ class UnionDrafter:
     ) -> None:
         if not drafters:
             raise ValueError("drafters: a union needs at least one")
-        if num_nodes < 1:
-            raise ValueError(f"num_nodes must be 1 or more, not {num_nodes}")
-        if row_cost < 0:
-            raise ValueError(f"row_cost must be 0 or more, not {row_cost}")
+        at_least(1, num_nodes=num_nodes)
+        at_least(0, row_cost=row_cost)
         self.row_cost = row_cost
         self.drafters, self.num_nodes, self.warm_start = dict(drafters), num_nodes, warm_start
         self.max_width = num_nodes + 1

@@ -144,17 +144,20 @@ class Bench:
         )
 
     def warm_up(self, generates: Generates, requests: Sequence[Record]) -> None:
-        """Run the first prompts a little way, so that nothing is timed that happens once a process.
+        """Run a few prompts a little way, so that nothing is timed that happens once a process.
 
-        And the longest prompt, where none is to run untimed later: memory that grows with a prompt is there then.
+        The first ones; and the longest, where none is to run untimed later: memory that grows with a prompt is there
+        then.
         """
         if isinstance(generates, SpeculativeDecoder):
             generates.reserve(self.longest)
+        chosen = list(requests[: self.spec.warmup_prompts])
+        longest = max(requests, key=lambda request: len(request["prompt_ids"]))
+        if longest not in chosen and not meets_shapes_anew(generates):
+            chosen = [*chosen[:-1], longest]
         with unlearned(generates):
-            for request in requests[: self.spec.warmup_prompts]:
+            for request in chosen:
                 self.run(generates, request, WARM_UP_TOKENS)
-            if not meets_shapes_anew(generates):
-                self.run(generates, max(requests, key=lambda request: len(request["prompt_ids"])), 2)
 
     def learn_again(self, requests: Sequence[Record]) -> None:
         """Run prompts that a killed process had finished, untimed, if the method learns from prompt to prompt.

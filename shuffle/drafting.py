@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
+from decoding.options import at_least
 from shuffle.passes import ParallelGenerator
 
 REACH = 3  # places that a draft may be ahead of the text, or behind it, after the two have parted
@@ -41,9 +42,7 @@ class OutputDrafter:
     def __init__(
         self, generator: ParallelGenerator, max_context: int, num_draft_tokens: int = 31, max_text: int = 64
     ) -> None:
-        for name, value in (("num_draft_tokens", num_draft_tokens), ("max_text", max_text)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}")
+        at_least(1, num_draft_tokens=num_draft_tokens, max_text=max_text)
         self.generator, self.max_context = generator, max_context
         self.num_draft_tokens, self.max_text = num_draft_tokens, max_text
         self.max_width = num_draft_tokens + 1

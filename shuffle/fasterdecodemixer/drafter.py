@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
+from decoding.options import at_least
 from decoding.rows import pays
 from shuffle.fasterdecodemixer.guesses import CANDIDATES, DecodingMixer, Guesses, load_mixer
 
@@ -93,11 +94,8 @@ class MixerDrafter:
     def __init__(
         self, mixer: DecodingMixer, num_nodes: int = 15, max_children: int = CANDIDATES, row_cost: float = 0.0
     ) -> None:
-        for name, value in (("num_nodes", num_nodes), ("max_children", max_children)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}")
-        if row_cost < 0:
-            raise ValueError(f"row_cost must be 0 or more, not {row_cost}")
+        at_least(1, num_nodes=num_nodes, max_children=max_children)
+        at_least(0, row_cost=row_cost)
         self.mixer, self.num_nodes, self.max_children, self.row_cost = mixer, num_nodes, max_children, row_cost
         self.max_width = num_nodes + 1
         self.node_probabilities: Sequence[float] | None = None

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from decoding import CandidateTree, Generation, Sampling, SpeculativeDecoder, StopStrings, TargetModel, Verdict
+from decoding.options import at_least
 from decoding.ranking import choices
 from decoding.sampling import GREEDY, draw
 from decoding.stopping import NO_STRINGS
@@ -71,8 +72,7 @@ class KeptSlotsDrafter(MixerDrafter):
     """
 
     def __init__(self, mixer: DecodingMixer, keep_threshold: float = 0.8) -> None:
-        if keep_threshold < 0:
-            raise ValueError(f"keep_threshold must be 0 or more, not {keep_threshold}")
+        at_least(0, keep_threshold=keep_threshold)
         super().__init__(mixer, num_nodes=mixer.config.num_positions, max_children=1)
         self.keep_threshold = keep_threshold
 

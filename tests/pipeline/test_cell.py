@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,13 +93,12 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_trials_take_turns_each_apart_and_quiet_behind_warm_ups_of_both(
     log: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
-    """On torch both also meet each prompt's shape untimed; the compiled engine meets the longest prompt once."""
+    """On torch both also meet each prompt's shape untimed."""
     monkeypatch.setattr(cell, "meets_shapes_anew", lambda generates: not compiled)
     standins.save_target(tmp_path / "model")
     requests = standins.requests(2)
     bench = cell.Bench(spec_of(tmp_path), requests, longest=64)
-    longest = [2] if compiled else []
-    assert log == [(name, limit) for name in ("method", "baseline") for limit in (16, 16, *longest)]
+    assert log == [(name, 16) for name in ("method", "baseline") for _ in requests]
     for request, turns in zip(requests, ("bm mb bm", "mb bm mb"), strict=True):
         log.clear()
         record = bench.measure(request)
@@ -110,6 +109,27 @@ def test_trials_take_turns_each_apart_and_quiet_behind_warm_ups_of_both(
         assert {limit for _, limit in timed[1::3]} == {None}
         # What the method keeps after its two warm-ups, and the most that a trial of its own took above that.
         assert record["peak_memory_bytes"] == 200 + max(GROWTH)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "asked", "met"),
+    [(True, 0, [3]), (True, 1, [3]), (True, 2, [0, 3]), (False, 0, []), (False, 1, [0]), (True, 4, [0, 1, 2, 3])],
+)
+def test_the_longest_prompt_is_met_before_it_is_timed(
+    compiled: bool, asked: int, met: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Untimed later where shapes are met anew; else it is one of those that warm up."""
+    seen: list[int] = []
+    monkeypatch.setattr(cell, "meets_shapes_anew", lambda generates: not compiled)
+    monkeypatch.setattr(cell, "unlearned", lambda generates: nullcontext())
+    requests = [{"prompt_id": n, "prompt_ids": [1] * (2 + n)} for n in range(4)]
+
+    def run(generates: Any, request: dict[str, Any], limit: int) -> None:
+        seen.append(request["prompt_id"])
+
+    bench = SimpleNamespace(spec=spec_of(tmp_path, warmup_prompts=asked), run=run)
+    cell.Bench.warm_up(bench, object(), requests)  # type: ignore[arg-type]
+    assert seen == met
 
 
 def test_a_cell_computes_with_as_many_threads_as_it_is_told(log: list[Any], tmp_path: Path) -> None:
