@@ -16,13 +16,13 @@ TASK = {"num_prompts": 2, "max_new_tokens": 8, "chat_template": False}
 ZEN_3, ZEN_4 = ("AMD EPYC", {"avx2"}), ("AMD EPYC", {"avx2", "avx512f", "avx512_bf16"})
 CASCADE_LAKE = ("Intel(R) Xeon(R) Processor @ 2.50GHz", {"avx2", "avx512f", "avx512_vnni"})
 TIMED_ON = {
-    "lossless": CASCADE_LAKE,
+    "lossless": ZEN_4,
     "lossless_bfloat16": ZEN_4,
     "lossless_bfloat16_cascade_lake": CASCADE_LAKE,
     "lossless_int8": ZEN_4,
     "multi30k": ZEN_3,
     "multi30k_cascade_lake": CASCADE_LAKE,
-    "laptop": CASCADE_LAKE,
+    "laptop": ZEN_4,
     "laptop_bfloat16": ZEN_4,
     "smoke": CASCADE_LAKE,
     "image": CASCADE_LAKE,
