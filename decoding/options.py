@@ -1,4 +1,4 @@
-"""Refusing a drafter's options, in the words that all drafters share.
+"""Refusing what is below the least that an option may be, in the words that drafters and generators share.
 
 Example::
 

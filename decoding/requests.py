@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from decoding.cache import KVCache
+from decoding.options import at_least
 from decoding.target import TargetModel
 
 
@@ -22,8 +23,7 @@ def check_request(prompt_ids: Sequence[int], max_new_tokens: int, max_context: i
     """
     if not prompt_ids:
         raise ValueError("the prompt is empty")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+    at_least(1, max_new_tokens=max_new_tokens)
     if len(prompt_ids) + max_new_tokens > max_context:
         raise ValueError(
             f"a prompt of {len(prompt_ids)} tokens and max_new_tokens={max_new_tokens} exceed the context of "

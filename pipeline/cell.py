@@ -146,8 +146,8 @@ class Bench:
     def warm_up(self, generates: Generates, requests: Sequence[Record]) -> None:
         """Run a few prompts a little way, so that nothing is timed that happens once a process.
 
-        The first ones; and the longest, where none is to run untimed later: memory that grows with a prompt is there
-        then.
+        The first ones; where none is to run untimed later, the longest in place of the last of them: memory that grows
+        with a prompt is there then.
         """
         if isinstance(generates, SpeculativeDecoder):
             generates.reserve(self.longest)

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM
 from decoding import Generation, StopStrings, TargetModel
 from decoding.blocks import read_block
 from decoding.cache import KVCache
+from decoding.options import at_least
 from decoding.requests import ReusedCache, check_request
 from decoding.stopping import NO_STRINGS, Ending
 from shuffle.diffusion.energy import Scorer, causal_scorer, energy, hide_worst, pseudo_log_likelihoods
@@ -68,10 +69,8 @@ class DiffusionGenerator:
         longest = model.config.block_length if model.config.placed_masks else model.config.max_position_embeddings
         if block_length is not None and not 1 <= block_length <= longest:
             raise ValueError(f"block_length must be None or 1 to {longest}, not {block_length}")
-        if num_candidates < 1:
-            raise ValueError(f"num_candidates must be 1 or more, not {num_candidates}")
-        if energy_rounds < 0:
-            raise ValueError(f"energy_rounds must be 0 or more, not {energy_rounds}")
+        at_least(1, num_candidates=num_candidates)
+        at_least(0, energy_rounds=energy_rounds)
         if num_candidates > 1 and not self.rules.temperature:
             raise ValueError(f"num_candidates={num_candidates} at temperature=0 are all the same: set a temperature")
         self.block_length = block_length or model.config.block_length
