@@ -26,6 +26,7 @@ SOURCES = (
     "model.h",
     "panels.h",
     "product.h",
+    "slots.h",
     "top.h",
     "values.h",
 )
@@ -83,6 +84,8 @@ def _load() -> ctypes.CDLL:
         raise BuildError(f"cannot be loaded: {error}") from None
     library.scratch_floats.restype = ctypes.c_int64
     library.mixer_scratch_floats.restype = ctypes.c_int64
+    library.slots_scratch_floats.restype = ctypes.c_int64
+    library.slots_say_float32.restype = library.slots_say_bfloat16.restype = ctypes.c_int64
     library.int8_place.restype = ctypes.c_int64
     library.sum_of.restype = ctypes.c_float
     return library

@@ -18,6 +18,7 @@
 #include "mixer.h"
 #include "model.h"
 #include "product.h"
+#include "slots.h"
 #include "top.h"
 
 namespace {

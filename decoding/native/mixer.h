@@ -5,16 +5,10 @@
 
 #pragma once
 
-#include "model.h"
+#include "slots.h"
 #include "top.h"
 
 extern "C" {
-
-struct MixerBlock {
-    const float *slot_norm, *up, *up_bias, *down, *down_bias;  // [d], [2 K, K], [2 K], [K, 2 K], [K]
-    const float* channel_norm;
-    Linear channels_up, channels_down;
-};
 
 // K slots, J positions, S tokens of the shortlist; row S of the tables is any other token.
 struct Mixer {
@@ -29,23 +23,6 @@ struct Mixer {
 
 namespace {
 
-// Applied to n floats; the last vector may hold fewer.
-template <class F>
-inline void each(int64_t n, const float* from, float* to, F function) {
-    for (int64_t i = 0; i < n; i += LANES) store_some((Words)function(load_some(from + i, n - i), i), to + i, n - i);
-}
-
-// x / 2 (1 + erf(x / sqrt 2)), erf by Abramowitz and Stegun 7.1.26, whose error is below 1.5e-7.
-inline Floats gelu(Floats x) {
-    const Floats z = (x < 0 ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
-    Floats p = t * 1.061405429f - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    const Floats erf = 1.0f - p * t * exponential(-z * z);
-    return 0.5f * x * (1.0f + (x < 0 ? -erf : erf));
-}
-
 inline float dot(const float* a, const float* b, int64_t n) {
     Floats sum{};
     int64_t i = 0;
@@ -57,21 +34,21 @@ inline float dot(const float* a, const float* b, int64_t n) {
 
 inline float log_total(const float* row, int64_t n) { return log_total(row, n, *std::max_element(row, row + n)); }
 
-struct Guess {
-    typedef Packed<bf16> Rows;
+struct Guess : Slots<bf16> {
     const Mixer& m;
     const float* hidden;
     const int64_t* context;
-    int64_t d, K, J, S, C;
-    float *wide, *x, *next, *read, *blended, *logits, *mixed, *links;  // scratch
+    int64_t J, S, C;
+    float *read, *blended, *logits, *mixed, *links;  // scratch
     float *weights, *keep_logits, *totals, *told;
-    Rows::Input* entering;
     int64_t *homes, *best;
     float *chosen, *chances, *after, *keep;  // out
 
+    Guess(const Mixer& mixer, const float* state, const int64_t* tokens) : m(mixer), hidden(state), context(tokens) {}
+
     // Where everything lies; the floats that the scratch memory needs.
     int64_t place(float* scratch, float* out) {
-        d = m.hidden, K = m.slots, J = m.positions, S = m.shortlist, C = m.candidates;
+        eps = m.eps, d = m.hidden, K = m.slots, J = m.positions, S = m.shortlist, C = m.candidates;
         float* at = scratch;
         const auto take = [&](int64_t floats) { return std::exchange(at, at + (floats + LANES) / LANES * LANES); };
         const int64_t widest = std::max((1 + m.context) * d, 2 * K * d);
@@ -82,30 +59,6 @@ struct Guess {
         homes = reinterpret_cast<int64_t*>(take(2 * K)), best = reinterpret_cast<int64_t*>(take(2 * J * C));
         chosen = out, chances = chosen + J * C, after = chances + J * C, keep = after + (J - 1) * C * C;
         return at - scratch;
-    }
-
-    Rows packed(int64_t rows, int64_t k) const {
-        return {entering, rows, Rows::padded(k), Panel<bf16>::TALL};
-    }
-
-    // Run by the first thread alone, between two barriers.
-    template <class F>
-    void alone(F step) const {
-#pragma omp barrier
-        if (omp_get_thread_num() == 0) step();
-#pragma omp barrier
-    }
-
-    void enter(const float* from, int64_t rows, int64_t k) const {
-        const Rows to = packed(rows, k);
-        for (int64_t r = 0; r < rows; r++) to.write(r, 0, from + r * k, k);
-    }
-
-    void normalise(const float* weight, float* to) const {
-        for (int64_t k = 0; k < K; k++) {
-            const float scale = inverse_rms(x + k * d, d, m.eps);
-            for (int64_t i = 0; i < d; i++) to[k * d + i] = x[k * d + i] * scale * weight[i];
-        }
     }
 
     void fan_out() {
@@ -127,56 +80,15 @@ struct Guess {
         });
     }
 
-    void across(const MixerBlock& b) const {
-        normalise(b.slot_norm, wide);
-        for (int64_t u = 0; u < 2 * K; u++) {
-            float* raised = next + u * d;
-            std::fill(raised, raised + d, b.up_bias[u]);
-            for (int64_t k = 0; k < K; k++)
-                for (int64_t i = 0; i < d; i++) raised[i] += b.up[u * K + k] * wide[k * d + i];
-            each(d, raised, raised, [](Floats y, int64_t) { return gelu(y); });
-        }
-        for (int64_t k = 0; k < K; k++) {
-            for (int64_t i = 0; i < d; i++) x[k * d + i] += b.down_bias[k];
-            for (int64_t u = 0; u < 2 * K; u++)
-                for (int64_t i = 0; i < d; i++) x[k * d + i] += b.down[k * 2 * K + u] * next[u * d + i];
-        }
-    }
-
-    void mix() {
-        for (int64_t index = 0; index < m.blocks; index++) {
-            const MixerBlock& b = m.block[index];
-            alone([&] {
-                across(b);
-                normalise(b.channel_norm, wide);
-                enter(wide, K, d);
-            });
-            product<bf16, Store::SET>(b.channels_up, packed(K, d), 0, next);
-            alone([&] {
-                each(2 * K * d, next, next, [](Floats y, int64_t) { return gelu(y); });
-                enter(next, K, 2 * d);
-            });
-            product<bf16, Store::ADD>(b.channels_down, packed(K, 2 * d), 0, x);
-        }
-    }
-
     // Each slot's position, and its share in each: softmax over the slots of sharpness * score + log sigmoid(keep).
     void stand() const {
-        const int64_t pairs = m.rotary / 2, stride = m.rotary + 1;
+        const int64_t stride = m.rotary + 1;
         for (int64_t k = 0; k < K; k++) {
             float* angle = read + k * stride;
             for (int64_t i = 0; i < m.rotary; i++) angle[i] += m.place_of_slot[k * m.rotary + i];
-            for (int64_t i = 0; i < m.rotary; i += 2) {
-                const float norm = std::max(std::sqrt(angle[i] * angle[i] + angle[i + 1] * angle[i + 1]), 1e-12f);
-                angle[i] /= norm, angle[i + 1] /= norm;
-            }
             keep_logits[k] = angle[m.rotary] + m.keep_of_slot[k];
             float* score = weights + k * J;
-            for (int64_t j = 0; j < J; j++) {
-                float sum = 0;
-                for (int64_t i = 0; i < m.rotary; i++) sum += angle[i] * m.places[i * J + j];
-                score[j] = sum / pairs;
-            }
+            score_positions(angle, m.rotary, m.places, J, score);
             homes[k] = std::max_element(score, score + J) - score;
             const float kept = -std::log1p(std::exp(-std::abs(keep_logits[k]))) + std::min(keep_logits[k], 0.0f);
             for (int64_t j = 0; j < J; j++) score[j] = m.sharpness * score[j] + kept;
@@ -269,18 +181,18 @@ struct Guess {
 extern "C" {
 
 int64_t mixer_scratch_floats(const Mixer* m) {
-    return Guess{*m, nullptr, nullptr}.place(nullptr, nullptr);
+    return Guess(*m, nullptr, nullptr).place(nullptr, nullptr);
 }
 
 // What the slots say after the tokens ``context`` (rows of the shortlist), the last of which was chosen from ``hidden``:
 // each position's candidates, their chances, their links, and the keep chances, [J C + J C + (J - 1) C C + J].
 void mixer_guess(const Mixer* m, const float* hidden, const int64_t* context, float* scratch, float* out) {
-    Guess shared{*m, hidden, context};
+    Guess shared(*m, hidden, context);
     shared.place(scratch, out);
 #pragma omp parallel
     {
         shared.fan_out();
-        shared.mix();
+        shared.mix(m->block, m->blocks);
         shared.say();
         shared.link();
     }

@@ -20,17 +20,10 @@ from decoding.native.build import load_library
 from decoding.native.engine import Linear
 from decoding.native.product import NativeProduct
 from decoding.part_layers import PartLayer
+from shuffle.shufflelm.compiled import Block, describe_block
 
 if TYPE_CHECKING:
     from shuffle.fasterdecodemixer.guesses import DecodingMixer
-
-
-class _Block(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("slot_norm", "up", "up_bias", "down", "down_bias", "channel_norm")),
-        ("channels_up", Linear),
-        ("channels_down", Linear),
-    )
 
 
 class _Mixer(Structure):
@@ -42,7 +35,7 @@ class _Mixer(Structure):
         ("eps", c_float),
         ("sharpness", c_float),
         *((name, Linear) for name in ("merge", "fan", "readout", "blend", "output")),
-        ("block", POINTER(_Block)),
+        ("block", POINTER(Block)),
         *((name, c_void_p) for name in ("embedded", "follow", "rows", "place_of_slot", "keep_of_slot", "places")),
     )
 
@@ -62,15 +55,10 @@ class CompiledMixer:
         self._layers = (linears, laid_out.channels)
         config, mixer = laid_out.config, laid_out.mixer
         blocks = [
-            _Block(
-                *(self._address(weights) for weights in (block.slot_norm.weight, across.up, across.up_bias)),
-                *(self._address(weights) for weights in (across.down, across.down_bias, block.channel_norm.weight)),
-                described(up),
-                described(down),
-            )
-            for block, across, (up, down) in zip(laid_out.blocks, laid_out.across, laid_out.channels, strict=True)
+            describe_block(block, self._address, described(up), described(down))
+            for block, (up, down) in zip(laid_out.blocks, laid_out.channels, strict=True)
         ]
-        self._blocks = (_Block * max(1, len(blocks)))(*blocks)
+        self._blocks = (Block * max(1, len(blocks)))(*blocks)
         shape = (config.hidden_size, config.num_slots, config.num_positions, config.shortlist_size, config.num_context)
         tables = (laid_out.embedded, laid_out.follow, mixer.rows, laid_out.place_of_slot, mixer.keep_of_slot)
         self._mixer = _Mixer(

@@ -1,7 +1,8 @@
 """ShuffleLM laid out for decoding: one prompt at a time on the engine that its autoregressive twin runs on.
 
 A text takes one forward pass, however long, up to the number of slots. The engine reads prompt and slots as one block;
-mixers and heads follow in torch and, behind mixers, the vocabulary's head for the kept slots alone.
+mixers and heads follow in one call where the engine is the compiled one, else in torch, and the vocabulary's head for
+the kept slots alone (in torch, without mixers, for all: the engine has read it with the block).
 
 Example::
 
@@ -27,8 +28,10 @@ from decoding.linear import make_linear
 from decoding.ranking import choices
 from decoding.requests import ReusedCache
 from decoding.stopping import NO_STRINGS, Ending
+from decoding.target import TreeOutput
 from shuffle.passes import PassClock, reads_one_by_one
 from shuffle.shufflelm.blocks import check_prompt, end_of, ends_last, generate_texts, has_room
+from shuffle.shufflelm.compiled import CompiledHeads
 from shuffle.shufflelm.model import ShuffleLM
 from shuffle.shufflelm.ordering import choose_tokens
 
@@ -66,8 +69,12 @@ class ShuffleGenerator:
         self.model = model.eval().to(device=torch.device(device), dtype=dtype)
         embeddings, self._vocab_size = self.model.get_input_embeddings().weight, model.config.vocab_size
         rows = embeddings if model.config.tie_word_embeddings else self.model.lm_head.weight
-        # The engine's own head reads what no mixer has mixed.
-        self._head = make_linear(rows.detach()[: self._vocab_size]) if len(self.model.mixers) else None
+        rows = rows.detach()[: self._vocab_size]
+        self._compiled, self._head = None, None
+        if self.target.native is not None:
+            self._compiled = CompiledHeads(self.model, self.ordering, rows, with_logits=temperature != 0)
+        elif len(self.model.mixers):  # the engine's own head reads what no mixer has mixed
+            self._head = make_linear(rows)
         self._slot_ids = [model.special_id(k) for k in range(model.config.max_parallel_tokens)]
         self._slots = embeddings.detach()[self._slot_ids[0] :].clone()
         self._shares = lru_cache(maxsize=LENGTHS_KEPT)(self._copied_shares)
@@ -168,18 +175,28 @@ class ShuffleGenerator:
             range(first, end + slots),
             leading + [width] * slots,
             first_row=end - first,
-            with_logits=self._head is None,
+            with_logits=self._head is None and self._compiled is None,
         )
         if is_causal:
             cache.keep(range(end - first))  # no later row changes them
-        states, scores, keep = self.model.heads(output.hidden.to(self.target.dtype))
-        order = self.ordering.of(scores, keep)
-        if self._head:
-            tokens = self._choose(self._head(states[order]), generator)
-        else:
-            said = self._choose(output.logits[:, : self._vocab_size], generator)
-            tokens = [said[slot] for slot in order]
+        order, tokens = self._said(output, generator)
         return [tokens[place] for place in self.ordering.spoken(order, tokens)]
+
+    def _said(self, output: TreeOutput, generator: torch.Generator | None) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the kept slots in the order of the text, and what they say."""
+        if self._compiled is not None:
+            said = self._compiled(output.hidden)
+            places = self.ordering.arranged(len(said.kept), said.scores, said.expected)
+            order = [said.kept[place] for place in places]
+            if said.logits is None:
+                return order, [said.tokens[place] for place in places]
+            return order, self._choose(said.logits[list(places)], generator)
+        states, scores, keep = self.model.heads(output.hidden.to(self.target.dtype))
+        in_order = self.ordering.of(scores, keep)
+        if self._head:
+            return in_order, self._choose(self._head(states[in_order]), generator)
+        spoken = self._choose(output.logits[:, : self._vocab_size], generator)
+        return in_order, [spoken[slot] for slot in in_order]
 
     def _choose(self, logits: Float[Tensor, "k v"], generator: torch.Generator | None) -> Sequence[int]:
         """Return a token for each slot: of most likely ones that are equally so, the first."""

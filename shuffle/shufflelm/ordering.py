@@ -55,25 +55,39 @@ class Ordering:
     def of(self, scores: Float[Tensor, "k j"] | None, keep_logits: Float[Tensor, " k"]) -> Sequence[int]:
         """Return the kept slots in the order of the text; one at least."""
         kept = self.kept(keep_logits)
+        return [kept[i] for i in self.arranged(len(kept), None if scores is None else scores[kept])]
+
+    def arranged(
+        self, count: int, scores: Float[Tensor, "n j"] | None, expected: Sequence[float] | None = None
+    ) -> Sequence[int]:
+        """Return in which order ``count`` slots, all of them kept, make up the text.
+
+        Args:
+            count: n.
+            scores: theirs; None without a position head.
+            expected: their mean positions, where they are known.
+        """
         if self.strategy == "none" or scores is None:
-            return kept
-        of_kept = scores[kept]
-        if self.strategy == "rotary":
-            order = expected_positions(of_kept, self.temperature).argsort(stable=True).tolist()
-        else:
-            _, places = linear_sum_assignment(of_kept[:, : len(kept)].numpy(force=True), maximize=True)
-            order = places.argsort().tolist()
-        return [kept[i] for i in order]
+            return range(count)
+        if self.strategy == "assignment":
+            _, places = linear_sum_assignment(scores[:, :count].numpy(force=True), maximize=True)
+            return list(places.argsort().tolist())
+        means = expected_positions(scores, self.temperature).tolist() if expected is None else expected
+        return sorted(range(count), key=means.__getitem__)
 
     def spoken(self, order: Sequence[int], tokens: Sequence[int]) -> list[int]:
         """Return the places of ``order`` whose ``tokens`` make up the text: all, or those where a run begins."""
         return starts_of_runs(order, tokens) if self.merges_repeats else [*range(len(order))]
 
+    @property
+    def least_logit(self) -> float:
+        """The keep logit at which a slot is kept."""
+        return math.log(self.keep_threshold / (1 - self.keep_threshold))
+
     def kept(self, keep_logits: Float[Tensor, " k"]) -> list[int]:
         """Return the slots that are kept, in the order of the slots."""
-        least = math.log(self.keep_threshold / (1 - self.keep_threshold))
         logits = keep_logits.tolist()
-        kept = [slot for slot, logit in enumerate(logits) if logit >= least]
+        kept = [slot for slot, logit in enumerate(logits) if logit >= self.least_logit]
         if self.most is not None and len(kept) > self.most:
             kept = sorted(sorted(kept, key=lambda slot: -logits[slot])[: self.most])
         return kept or [int(keep_logits.argmax())]

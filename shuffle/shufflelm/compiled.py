@@ -1,0 +1,159 @@
+"""ShuffleLM's mixers and heads in one call of the compiled code, in place of some thirty of torch: ``native/slots.h``.
+
+But for rounding it computes what :meth:`shuffle.shufflelm.model.ShuffleLM.heads` does, and who is kept as the ordering
+has it; the vocabulary's head is read for the kept slots alone. Example::
+
+    heads = CompiledHeads(model, ordering, model.get_input_embeddings().weight[:vocab_size], with_logits=False)
+    said = heads(hidden)                     # [K, d], the slots' rows of the backbone's last states
+    said.kept, said.tokens                   # such as [0, 4, 7], [17, 20, 3]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ctypes import POINTER, Structure, byref, c_double, c_float, c_int64, c_void_p
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from decoding.native.build import load_library
+from decoding.native.engine import Linear, NativeLinear
+from shuffle.shufflelm.mixer import MixerBlock
+from shuffle.shufflelm.model import ShuffleLM
+from shuffle.shufflelm.ordering import Ordering
+from shuffle.shufflelm.rotary import frequencies, targets
+
+
+class Block(Structure):
+    """A :class:`MixerBlock` as the compiled code is told of it."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("slot_norm", "up", "up_bias", "down", "down_bias", "channel_norm")),
+        ("channels_up", Linear),
+        ("channels_down", Linear),
+    )
+
+
+def describe_block(block: MixerBlock, address: Callable[[Tensor], int], up: Linear, down: Linear) -> Block:
+    """Describe a block.
+
+    Args:
+        block: its small weights are read where ``address`` puts them.
+        address: keeps a float32 copy of a tensor and says where it is.
+        up: the block's ``channels_up``, laid out.
+        down: its ``channels_down``.
+    """
+    small = (block.slot_norm.weight, block.slots_up.weight, block.slots_up.bias, block.slots_down.weight)
+    return Block(*map(address, (*small, block.slots_down.bias, block.channel_norm.weight)), up, down)
+
+
+class _Heads(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("hidden", "slots", "blocks", "frequencies", "positions")),
+        ("eps", c_float),
+        ("temperature", c_float),
+        ("least", c_double),
+        ("block", POINTER(Block)),
+        ("norm", c_void_p),
+        ("places", c_void_p),
+        ("readout", Linear),
+        ("head", Linear),
+    )
+
+
+class _Said(Structure):
+    _fields_ = tuple((name, c_void_p) for name in ("kept", "tokens", "scores", "expected", "logits"))
+
+
+class Said(NamedTuple):
+    """What the ``n`` kept slots say.
+
+    Attributes:
+        kept: which they are, in the order of the slots.
+        tokens: each one's likeliest; none with logits.
+        logits: over the vocabulary, ``[n, V]``, or None.
+        scores: of each position, ``[n, J]``; None without a position head.
+        expected: each one's mean position; none without a position head.
+    """
+
+    kept: list[int]
+    tokens: list[int]
+    logits: Float[Tensor, "n v"] | None
+    scores: Float[Tensor, "n j"] | None
+    expected: list[float]
+
+
+class CompiledHeads:
+    """The heads of a model on the processor, laid out in its dtype.
+
+    Args:
+        model: float32 or bfloat16.
+        ordering: says who is kept; it may not limit how many.
+        rows: of the vocabulary's head.
+        with_logits: give logits to draw tokens from, in place of the likeliest tokens.
+    """
+
+    def __init__(self, model: ShuffleLM, ordering: Ordering, rows: Float[Tensor, "v d"], with_logits: bool) -> None:
+        assert ordering.most is None
+        config, library = model.config, load_library()
+        self._held: list[Tensor | NativeLinear] = []  # what the description points to
+        mixers = [mixer for mixer in model.mixers if isinstance(mixer, MixerBlock)]
+        blocks = [
+            describe_block(mixer, self._address, *map(self._laid_out, (mixer.channels_up, mixer.channels_down)))
+            for mixer in mixers
+        ]
+        self._blocks = (Block * max(1, len(blocks)))(*blocks)
+        self._has_positions = config.position_head == "rotary"
+        readers = [model.rotary_head, model.keep_head] if self._has_positions else [model.keep_head]
+        readout = self._linear(torch.cat([r.weight for r in readers]), torch.cat([r.bias for r in readers]))
+        pairs, positions = config.num_frequencies * self._has_positions, config.max_parallel_tokens
+        places = targets(
+            torch.arange(positions), frequencies(config.num_frequencies, positions)
+        )  # as the module has them
+        self._heads = _Heads(
+            *(config.hidden_size, positions, len(blocks), pairs, positions, config.rms_norm_eps, ordering.temperature),
+            ordering.least_logit,
+            self._blocks,
+            self._address(model.mixer_norm.weight) if isinstance(model.mixer_norm, nn.RMSNorm) else None,
+            self._address(places.flatten(1).T),
+            readout,
+            self._linear(rows, None),
+        )
+        self._say = library.slots_say_float32 if model.dtype == torch.float32 else library.slots_say_bfloat16
+        self._scratch = torch.empty(library.slots_scratch_floats(byref(self._heads), c_int64(positions)))
+        self._with_logits = with_logits
+        self._width = len(rows) if with_logits else 0
+
+    def _address(self, tensor: Tensor) -> int:
+        copy = tensor.detach().float().contiguous()
+        self._held.append(copy)
+        return copy.data_ptr()
+
+    def _linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        layer = NativeLinear(weight.detach(), None if bias is None else bias.detach())
+        self._held.append(layer)
+        return layer.whole()
+
+    def _laid_out(self, linear: nn.Linear) -> Linear:
+        return self._linear(linear.weight, linear.bias)
+
+    def __call__(self, hidden: Float[Tensor, "k d"]) -> Said:
+        """Return what the slots say of which the backbone's last states are ``hidden``, in float32."""
+        slots, positions = len(hidden), self._heads.positions if self._has_positions else 0
+        hidden, chosen = hidden.contiguous(), torch.empty(2, slots, dtype=torch.int64)
+        scores, expected = torch.empty(slots, positions), torch.empty(slots)
+        logits = torch.empty(slots if self._with_logits else 0, self._width)
+        kept, tokens = chosen
+        addresses = [tensor.data_ptr() for tensor in (kept, tokens, scores, expected)]
+        said = _Said(*addresses, logits.data_ptr() if self._with_logits else None)
+        pointers = (c_void_p(hidden.data_ptr()), c_int64(slots), c_void_p(self._scratch.data_ptr()))
+        count = self._say(byref(self._heads), *pointers, byref(said))
+        return Said(
+            kept[:count].tolist(),
+            [] if self._with_logits else tokens[:count].tolist(),
+            logits[:count] if self._with_logits else None,
+            scores[:count] if positions else None,
+            expected[:count].tolist() if positions else [],
+        )
