@@ -20,7 +20,7 @@ from decoding.native.build import load_library
 from decoding.native.engine import Linear
 from decoding.native.product import NativeProduct
 from decoding.part_layers import PartLayer
-from shuffle.shufflelm.compiled import Block, describe_block
+from shuffle.shufflelm.compiled_mixer import Block, describe_block
 
 if TYPE_CHECKING:
     from shuffle.fasterdecodemixer.guesses import DecodingMixer

@@ -10,7 +10,6 @@ has it; the vocabulary's head is read for the kept slots alone. Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int64, c_void_p
 from typing import NamedTuple
 
@@ -20,33 +19,11 @@ from torch import Tensor, nn
 
 from decoding.native.build import load_library
 from decoding.native.engine import Linear, NativeLinear
+from shuffle.shufflelm.compiled_mixer import Block, describe_block
 from shuffle.shufflelm.mixer import MixerBlock
 from shuffle.shufflelm.model import ShuffleLM
 from shuffle.shufflelm.ordering import Ordering
 from shuffle.shufflelm.rotary import frequencies, targets
-
-
-class Block(Structure):
-    """A :class:`MixerBlock` as the compiled code is told of it."""
-
-    _fields_ = (
-        *((name, c_void_p) for name in ("slot_norm", "up", "up_bias", "down", "down_bias", "channel_norm")),
-        ("channels_up", Linear),
-        ("channels_down", Linear),
-    )
-
-
-def describe_block(block: MixerBlock, address: Callable[[Tensor], int], up: Linear, down: Linear) -> Block:
-    """Describe a block.
-
-    Args:
-        block: its small weights are read where ``address`` puts them.
-        address: keeps a float32 copy of a tensor and says where it is.
-        up: the block's ``channels_up``, laid out.
-        down: its ``channels_down``.
-    """
-    small = (block.slot_norm.weight, block.slots_up.weight, block.slots_up.bias, block.slots_down.weight)
-    return Block(*map(address, (*small, block.slots_down.bias, block.channel_norm.weight)), up, down)
 
 
 class _Heads(Structure):
