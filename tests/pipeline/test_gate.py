@@ -197,16 +197,22 @@ def test_elsewhere_other_texts_are_held_over_all_cells_of_a_method(factor: float
 
 
 @pytest.mark.parametrize(
-    ("engine", "hardware", "verdict"),
+    ("method", "engine", "hardware", "verdict"),
     [
-        ("transformers", "Another CPU", "note"),
-        ("transformers", "Test CPU @ 2 GHz", "regression"),
-        ("native", "Another CPU", "regression"),
+        ("hf_greedy", "transformers", "Another CPU", "note"),
+        ("hf_greedy", "transformers", "Test CPU @ 2 GHz", "regression"),
+        ("diffusion", "native", "Another CPU", "note"),
+        ("diffusion", "native", "Test CPU @ 2 GHz", "regression"),
+        ("medusa", "native", "Another CPU", "regression"),
     ],
 )
-def test_a_slower_peer_on_another_processor_is_that_processors_doing(engine: str, hardware: str, verdict: str) -> None:
-    before = run_of(speedup=0.3, engine=engine, tokens_per_step=1.54)
-    (found,) = compare(run_of(speedup=0.15, engine=engine, tokens_per_step=1.54, hardware=hardware), before)
+def test_a_slower_peer_or_generator_on_another_processor_is_that_processors_doing(
+    method: str, engine: str, hardware: str, verdict: str
+) -> None:
+    def run(**changes: Any) -> pd.DataFrame:
+        return table(*(row(method, task, engine=engine, tokens_per_step=1.54, **changes) for task in TASKS))
+
+    (found,) = compare(run(speedup=0.15, hardware=hardware), run(speedup=0.3))
     assert (found.verdict, found.what) == (verdict, "speedup")
 
 
