@@ -114,7 +114,7 @@ class DiffusionGenerator:
             ValueError: the prompt is empty, or it and the limit do not fit the context.
         """
         check_request(prompt_ids, max_new_tokens, self.target.max_context)
-        ending = Ending(max_new_tokens, self.model.config.end_token_ids, stop)
+        ending = Ending(max_new_tokens, self.target.end_token_ids, stop)
         if self.num_candidates > 1 or self.energy_rounds:
             return self._generate_best(prompt_ids, ending, generator)
         cache = self._caches.empty(len(prompt_ids) + max_new_tokens, self.block_length)
@@ -126,10 +126,9 @@ class DiffusionGenerator:
             block = self._next_block([text], len(prompt_ids))
             passes = self._denoise(self._cached(cache, unread), block, [text], ending, generator)
             for block in passes:
-                is_known = block[0] != self.mask_id
-                before, known = known, int(is_known.sum())
-                clock.tick(max(known - before, 0), bool(start) or bool(is_known[0]))
-            unread = block[0].tolist()
+                unread = block[0].tolist()
+                before, known = known, len(unread) - unread.count(self.mask_id)
+                clock.tick(max(known - before, 0), bool(start) or unread[0] != self.mask_id)
             text += unread
             cut = ending.check(text, start)
         return clock.generation(text[: cut.kept], truncated=not cut.ended)
@@ -167,7 +166,7 @@ class DiffusionGenerator:
         generator: torch.Generator | None = None,
     ) -> list[tuple[int, ...]]:
         """As :meth:`generate_batch`, with the torch module, a forward pass for all texts and one candidate of each."""
-        ending = Ending(max_new_tokens, self.model.config.end_token_ids)
+        ending = Ending(max_new_tokens, self.target.end_token_ids)
         # A prompt so long that its last block is cut short by the context goes alone.
         whole = -(-max_new_tokens // self.block_length) * self.block_length
         fits = [i for i, prompt in enumerate(prompts) if len(prompt) + whole <= self.target.max_context]
@@ -220,8 +219,7 @@ class DiffusionGenerator:
             logits = read_block(self.target, cache, rows, positions, leading, width).logits
             cache.keep(range(width))
             unread.clear()
-            logits[:, self.vocab_size :].fill_(-torch.inf)  # no text has masks
-            return logits[None]
+            return logits[None, :, : self.vocab_size]  # no text has masks
 
         return predict
 

@@ -20,11 +20,11 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from decoding.ranking import most_likely
@@ -106,67 +106,71 @@ def denoise(
         text: what was generated before the block, for the repetition penalty.
         generator: of the draws.
     """
-    ends = torch.tensor(sorted(end_token_ids), device=block.device)
-    may_remask = torch.ones_like(block, dtype=torch.bool)
+    known: list[list[int]] = block.tolist()
+    may_remask = [[True] * len(row) for row in known]
     passes_left = rules.num_refinement_steps
-    open_ = open_places(block, rules, mask_id, ends, limit)
-    while any(running := open_.any(1).tolist()):
-        rows = running_rows(running, block.device)
+    open_ = [open_places(row, rules, mask_id, end_token_ids, limit) for row in known]
+    while running := [row for row, places in enumerate(open_) if places]:
+        rows: Rows = slice(None)  # all of them, which copies nothing
+        if len(running) < len(known):
+            rows = torch.tensor(running, device=block.device)
         here, before = block[rows], None if text is None else text[rows]
         logits = predict(here, rows)
-        ids, confidence = choose(penalised(logits, rules, here, before, mask_id, ends), rules.sampling, generator)
-        masked = here == mask_id
-        settled = torch.where(to_settle(confidence, masked, open_[rows], rules, passes_left), ids, here)
+        scores = penalised(logits, rules, here, before, mask_id, end_token_ids)
+        ids, confidence = (found.tolist() for found in choose(scores, rules.sampling, generator))
+        wrong: list[list[int]] = [[] for _ in running]
         if rules.remask_threshold and passes_left != 1:
-            kept = torch.log_softmax(logits, -1).gather(-1, here.masked_fill(masked, 0)[..., None])[..., 0].exp()
-            wrong = ~masked & may_remask[rows] & (kept < rules.remask_threshold)
-            settled.masked_fill_(wrong, mask_id)
-            may_remask[rows] &= ~wrong
-        block = block.clone()  # who was given the last one may have kept it
-        block[rows] = settled
+            own = (
+                torch.log_softmax(logits, -1).gather(-1, here.masked_fill(here == mask_id, 0)[..., None])[..., 0].exp()
+            )
+            wrong = [
+                unlikely(known[row], may_remask[row], each, rules, mask_id)
+                for row, each in zip(running, own.tolist(), strict=True)
+            ]
+        for row, said, sure, masks in zip(running, ids, confidence, wrong, strict=True):
+            for place in to_settle(known[row], open_[row], sure, rules, passes_left, mask_id):
+                known[row][place] = said[place]
+            for place in masks:
+                known[row][place], may_remask[row][place] = mask_id, False
+            open_[row] = open_places(known[row], rules, mask_id, end_token_ids, limit)
         passes_left = None if passes_left is None else max(passes_left - 1, 1)
-        open_ = open_places(block, rules, mask_id, ends, limit)
+        block = torch.tensor(known, device=block.device)
         yield block
 
 
-def running_rows(running: list[bool], device: torch.device) -> Rows:
-    """Return the rows that are running; all of them as a slice, which copies nothing."""
-    if all(running):
-        return slice(None)
-    return torch.tensor([row for row, runs in enumerate(running) if runs], device=device)
-
-
 def open_places(
-    block: Int[Tensor, "b l"], rules: Denoising, mask_id: int, ends: Int[Tensor, " e"], limit: int | None
-) -> Bool[Tensor, "b l"]:
+    row: Sequence[int], rules: Denoising, mask_id: int, end_token_ids: Collection[int], limit: int | None
+) -> list[int]:
     """Return the masked places that the text is still waiting for."""
-    masked = block == mask_id
-    if limit is not None:
-        masked[:, limit:] = False
-    if rules.adaptive_steps and len(ends):
-        is_end = (block[..., None] == ends).any(-1)
-        masked &= is_end.cumsum(1) == 0
-    return masked
+    end = len(row) if limit is None else min(limit, len(row))
+    if rules.adaptive_steps:
+        end = next((place for place in range(end) if row[place] in end_token_ids), end)
+    return [place for place in range(end) if row[place] == mask_id]
 
 
 def to_settle(
-    confidence: Float[Tensor, "b l"],
-    masked: Bool[Tensor, "b l"],
-    open_: Bool[Tensor, "b l"],
+    row: Sequence[int],
+    waiting: Sequence[int],
+    confidence: Sequence[float],
     rules: Denoising,
     passes_left: int | None,
-) -> Bool[Tensor, "b l"]:
-    """Return the places to settle: the most confident open ones, and any masked one that reaches the threshold."""
-    waiting = confidence.masked_fill(~open_, -1.0)
-    if passes_left is None:
-        settled = torch.zeros_like(open_).scatter_(1, waiting.argmax(1, keepdim=True), True) & open_
-    else:
-        due = -(-open_.sum(1, keepdim=True) // passes_left)
-        rank = waiting.sort(dim=1, descending=True, stable=True).indices.argsort(1)
-        settled = open_ & (rank < due)
+    mask_id: int,
+) -> list[int]:
+    """Return the places to settle: the most confident that are waited for, and any masked one at the threshold."""
+    due = 1 if passes_left is None else -(-len(waiting) // passes_left)
+    settled = sorted(waiting, key=lambda place: -confidence[place])[:due]
     if rules.adaptive_steps or rules.num_refinement_steps is None:
-        settled |= masked & (confidence >= rules.confidence_threshold)
+        least = rules.confidence_threshold
+        settled += [place for place, token in enumerate(row) if token == mask_id and confidence[place] >= least]
     return settled
+
+
+def unlikely(
+    row: Sequence[int], may_remask: Sequence[bool], own: Sequence[float], rules: Denoising, mask_id: int
+) -> list[int]:
+    """Return the settled places to mask again: those whose token has become unlikely, for the first time."""
+    least = rules.remask_threshold
+    return [i for i, token in enumerate(row) if token != mask_id and may_remask[i] and own[i] < least]
 
 
 def choose(
@@ -189,7 +193,7 @@ def penalised(
     block: Int[Tensor, "b l"],
     text: Int[Tensor, "b m"] | None,
     mask_id: int,
-    ends: Int[Tensor, " e"],
+    end_token_ids: Collection[int],
 ) -> Float[Tensor, "b l v"]:
     """Return logits with the repetition penalty of the block's settled tokens and of the text before it."""
     if rules.repetition_penalty == 1:
@@ -198,7 +202,7 @@ def penalised(
     is_used = torch.zeros(len(block), max(logits.shape[-1], mask_id + 1), dtype=torch.bool, device=block.device)
     is_used.scatter_(1, used, True)
     is_used[:, mask_id] = False
-    is_used[:, ends] = False
+    is_used[:, sorted(end_token_ids)] = False
     penalty = rules.repetition_penalty
     lower = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(is_used[:, None, : logits.shape[-1]], lower, logits)
