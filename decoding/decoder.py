@@ -106,6 +106,18 @@ class SpeculativeDecoder:
         self._reserved = 0
         self._caches = ReusedCache(target, on_new=lambda cache: target.prepare(cache, drafter.max_width))
 
+    @property
+    def drafter(self) -> Drafter:
+        """The method."""
+        return self._drafter
+
+    @drafter.setter
+    def drafter(self, drafter: Drafter) -> None:
+        # Asked once, and not for each text: looking for a protocol's methods takes as long as a small model's step.
+        self._prepare = drafter.prepare if isinstance(drafter, Prepares) else None
+        self._draw_from = drafter.draw_from if isinstance(drafter, DrawsTokens) else None
+        self._drafter = drafter
+
     def reserve(self, num_tokens: int) -> None:
         """Give every text room for ``num_tokens``, prompt included, on a device that captures graphs.
 
@@ -134,11 +146,11 @@ class SpeculativeDecoder:
         # Allocated before the clock starts, as a server's cache is before the request comes.
         num_tokens = max(len(prompt_ids) + max_new_tokens, self._reserved)
         cache = self._caches.empty(num_tokens, self.drafter.max_width)
-        if isinstance(self.drafter, Prepares):
-            self.drafter.prepare(num_tokens)
+        if self._prepare:
+            self._prepare(num_tokens)
         started = time.perf_counter()
-        if isinstance(self.drafter, DrawsTokens):
-            self.drafter.draw_from(generator)
+        if self._draw_from:
+            self._draw_from(generator)
         self.drafter.begin(prompt_ids)
         root = CandidateTree((prompt_ids[-1],), (-1,))
         first = self.target.prefill(cache, prompt_ids)

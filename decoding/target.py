@@ -61,6 +61,7 @@ class TargetModel:
         folder: where it was loaded from, so that what is trained for it can be checked against it.
 
     Attributes:
+        max_context: longest sequence, prompt and output together, in tokens.
         native: the compiled engine, where it runs.
         weight_type: what the weights are kept in where that is not ``dtype``: int8 or None.
         places: the device of each layer, where they are on several; else empty.
@@ -80,6 +81,7 @@ class TargetModel:
         self.folder = folder
         self.decode_width = decode_width
         self.end_token_ids = frozenset(end_token_ids)
+        self.max_context = int(weights.config.max_position_embeddings)
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
         self.weight_type = "int8" if isinstance(weights.head, Int8Linear) else None
@@ -168,11 +170,6 @@ class TargetModel:
     def parameter_bytes(self) -> float:
         """Bytes of one weight, its part of a scale included."""
         return 1 + SCALE_BYTES / BLOCK if self.weight_type == "int8" else self.dtype.itemsize
-
-    @property
-    def max_context(self) -> int:
-        """Longest sequence, prompt and output together, in tokens."""
-        return int(self.weights.config.max_position_embeddings)
 
     @property
     def vocab_size(self) -> int:
