@@ -134,10 +134,12 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _dtypes_suit_the_machine(self) -> Settings:
-        for name, model in self.models.items():
-            if "auto" in model.dtypes:
-                named = [fast_dtype(self.device) if dtype == "auto" else dtype for dtype in model.dtypes]
-                self.models[name] = model.model_copy(update={"dtypes": list(dict.fromkeys(named))})
+        grids: tuple[dict[str, Any], ...] = (self.models, self.twins)
+        for grid in grids:
+            for name, model in grid.items():
+                if "auto" in model.dtypes:
+                    named = [fast_dtype(self.device) if dtype == "auto" else dtype for dtype in model.dtypes]
+                    grid[name] = model.model_copy(update={"dtypes": list(dict.fromkeys(named))})
         return self
 
     @model_validator(mode="after")

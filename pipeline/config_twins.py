@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from pipeline.config_sections import Differing, Dtype, Place, Positive, Section, Seed, exists
+from pipeline.config_sections import Differing, ModelDtype, Place, Positive, Section, Seed, exists
 from pipeline.errors import nearest
 from pipeline.generators import GENERATORS, TWIN
 from pipeline.registry import METHODS, TASKS, find
@@ -61,6 +61,7 @@ class TwinSettings(Section):
         recipes: of single generators, by the name of their weights; what one does not name is as above.
         generators: settings of a generator's own configuration, by the name of its weights.
         methods: the twin itself (``autoregressive``), its parallel generators, and drafters that need no trained part.
+        dtypes: of the cells; ``auto`` as a model's.
         num_prompts: prompts of the test split, ``batch_size`` of which are also generated at once.
     """
 
@@ -79,7 +80,7 @@ class TwinSettings(Section):
     fine_tuning: OwnRecipe = OwnRecipe()
     recipes: dict[str, OwnRecipe] = Field(default={})
     generators: dict[str, dict[str, Any]] = Field(default={})
-    dtypes: Annotated[list[Dtype], Field(min_length=1), Differing] = Field(default=["float32"])
+    dtypes: Annotated[list[ModelDtype], Field(min_length=1), Differing] = Field(default=["float32"])
     num_prompts: Positive
     max_new_tokens: Positive
     methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]

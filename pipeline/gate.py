@@ -80,7 +80,8 @@ def compare(now: pd.DataFrame, reference: pd.DataFrame) -> list[Finding]:
     if profiles[0] != profiles[1]:
         raise UserError(f"profile = {profiles[0]} cannot be held against a reference of {profiles[1]}")
     for model, dtypes, before in in_other_dtypes(now, reference):
-        as_before = f"--config 'models={{{model}: {{dtypes: [{', '.join(before)}]}}}}'"
+        is_twin = now.loc[now["model"] == model, "model_source"].str.startswith("trained:").any()
+        as_before = f"--config '{'twins' if is_twin else 'models'}={{{model}: {{dtypes: [{', '.join(before)}]}}}}'"
         raise UserError(
             f"dtype = {', '.join(dtypes)} of {model} cannot be held against a reference in {', '.join(before)}; "
             f"{as_before} runs it so, update_reference=true makes this run the reference"

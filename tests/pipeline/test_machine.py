@@ -84,6 +84,14 @@ def test_auto_is_the_dtype_that_the_machine_is_fast_in(monkeypatch: pytest.Monke
     assert dtypes("bfloat16") == ["bfloat16"]
 
 
+def test_a_twin_is_in_the_dtype_that_its_machine_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the model beside it: the default profile's are."""
+    for dtype in ("float32", "bfloat16"):
+        monkeypatch.setattr("pipeline.config.fast_dtype", lambda device, dtype=dtype: dtype)
+        settings = load("config/laptop.yaml")
+        assert settings.twins["verbalized-2m"].dtypes == settings.models["smollm2-135m"].dtypes == [dtype]
+
+
 def test_no_more_cores_are_used_than_snakemake_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """It sets OMP_NUM_THREADS to a rule's threads, which --cores bounds."""
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))
