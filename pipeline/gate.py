@@ -19,7 +19,7 @@ Each kind of figure by what it can bear:
 - **Lossless** methods give the baseline's ids on every prompt, whatever the reference says.
 
 A profile whose ``dtype`` is ``auto`` is in float32 on one machine and in bfloat16 on another: it has a reference for
-each, ``<profile>.csv`` and ``<profile>_<dtype>.csv``, and a run is held against the one in its own.
+each, and a run is held against the one in its own (:mod:`pipeline.gate_reference`).
 
 What got better is told and fails nothing. A wanted change is made the new reference with ``--update``. By hand::
 
@@ -47,6 +47,7 @@ from pipeline.gate_findings import (
     is_trained_anew,
 )
 from pipeline.gate_methods import TOLERATED_STEP, of_methods
+from pipeline.gate_reference import check_dtypes, path_to_update, reference_of
 from pipeline.schemas import benchmark
 
 CELL = ["task", "model", "dtype", "method", "seed"]
@@ -79,26 +80,12 @@ def compare(now: pd.DataFrame, reference: pd.DataFrame) -> list[Finding]:
     profiles = [sorted(table["profile"].unique()) for table in (now, reference)]
     if profiles[0] != profiles[1]:
         raise UserError(f"profile = {profiles[0]} cannot be held against a reference of {profiles[1]}")
-    for model, dtypes, before in in_other_dtypes(now, reference):
-        is_twin = now.loc[now["model"] == model, "model_source"].str.startswith("trained:").any()
-        as_before = f"--config '{'twins' if is_twin else 'models'}={{{model}: {{dtypes: [{', '.join(before)}]}}}}'"
-        raise UserError(
-            f"dtype = {', '.join(dtypes)} of {model} cannot be held against a reference in {', '.join(before)}; "
-            f"{as_before} runs it so, update_reference=true makes this run the reference"
-        )
+    check_dtypes(now, reference)
     pairs = now.merge(reference, on=CELL, how="outer", suffixes=("", "_before"), indicator="found")
     found = [finding for _, pair in pairs.iterrows() for finding in of_cell(pair)]
     found += of_methods(pairs[pairs["found"] == "both"])
     order = ("regression", "improvement", "note")
     return sorted(found, key=lambda finding: order.index(finding.verdict))
-
-
-def in_other_dtypes(now: pd.DataFrame, reference: pd.DataFrame) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield each model that two tables have no dtype of in common, and its dtypes in either."""
-    for model in sorted(set(now["model"]) & set(reference["model"])):
-        dtypes, before = (sorted(set(table.loc[table["model"] == model, "dtype"])) for table in (now, reference))
-        if not set(dtypes) & set(before):
-            yield model, dtypes, before
 
 
 def of_cell(pair: pd.Series) -> Iterator[Finding]:
@@ -190,18 +177,6 @@ def report(found: list[Finding], now: pd.DataFrame, reference: pd.DataFrame) -> 
     return f"{rows.to_markdown(index=False, disable_numparse=True)}\n\n{line}"
 
 
-def in_own_dtype(now: pd.DataFrame, reference: Path, update: bool = False) -> Path:
-    """Return the reference for a run: where it is in another dtype, ``<profile>_<dtype>.csv`` if that exists.
-
-    With ``update`` even if it does not: a reference in another dtype is other machines', and stays.
-    """
-    is_others = reference.is_file() and any(in_other_dtypes(now, benchmark.read(reference)))
-    if reference.is_file() and not is_others:
-        return reference
-    beside = [reference.with_stem(f"{reference.stem}_{dtype}") for dtype in sorted(set(now["dtype"].dropna()))]
-    return next((path for path in beside if path.is_file()), beside[0] if update and is_others else reference)
-
-
 def update(now: pd.DataFrame, reference: Path) -> None:
     """Make a table the reference.
 
@@ -233,16 +208,11 @@ def main() -> None:
     parser.add_argument("--update", action="store_true", help="make this benchmark the reference")
     given = parser.parse_args()
     now = benchmark.read(given.benchmark)
-    path = in_own_dtype(now, given.reference, update=given.update)
     if given.update:
-        update(now, path)
+        update(now, path_to_update(now, given.reference))
         return
-    if not path.is_file():
-        hint = "--config update_reference=true makes this run's table the reference"
-        raise UserError(f"there is no reference {path} for profile {now['profile'].iloc[0]!r}; {hint}")
-    if path != given.reference:
-        print(f"gate: against {path}, which is in this run's dtype")
-    reference = benchmark.read(path)
+    reference, told = reference_of(now, given.reference)
+    print(*told, sep="\n", end="\n" * bool(told))
     found = compare(now, reference)
     print(report(found, now, reference))
     sys.exit(any(finding.verdict == "regression" for finding in found))

@@ -23,8 +23,8 @@ from pipeline.gate_findings import (
     is_same_platform,
     is_trained_anew,
 )
+from pipeline.parallel import PARALLEL_METHODS
 from pipeline.pooling import Change, one_a_task, pooled_change
-from pipeline.registry import is_generator
 from pipeline.statistics import RUN_TO_RUN, RUN_TO_RUN_OF_PEERS, interval_errors
 
 TOLERATED_STEP = 0.10  # of tokens a step, on another platform or with weights that were trained anew
@@ -61,7 +61,7 @@ def of_methods(pairs: pd.DataFrame) -> Iterator[Finding]:
             found = of_speed(where, "speedup", speed_change(cells, day=day), TOLERATED_SPEED)
             # transformers' own is another program, and a generator's one wide pass against a twin's many narrow ones
             # is arithmetic against reading: how they fare against ours elsewhere is that processor's doing.
-            elsewhere = (is_peer or is_generator(str(method))) and differs_anywhere(cells, "hardware")
+            elsewhere = (is_peer or method in PARALLEL_METHODS) and differs_anywhere(cells, "hardware")
             yield from (replace(each, verdict="note") if elsewhere else each for each in found)
             # What a batch gains is arithmetic, and so the processor's own.
             at_home = cells[[not differs(pair, "hardware") for _, pair in cells.iterrows()]]

@@ -120,13 +120,9 @@ def denoise(
         ids, confidence = (found.tolist() for found in choose(scores, rules.sampling, generator))
         wrong: list[list[int]] = [[] for _ in running]
         if rules.remask_threshold and passes_left != 1:
-            own = (
-                torch.log_softmax(logits, -1).gather(-1, here.masked_fill(here == mask_id, 0)[..., None])[..., 0].exp()
-            )
-            wrong = [
-                unlikely(known[row], may_remask[row], each, rules, mask_id)
-                for row, each in zip(running, own.tolist(), strict=True)
-            ]
+            own = own_probabilities(logits, here.masked_fill(here == mask_id, 0)).tolist()
+            settled = zip(running, own, strict=True)
+            wrong = [unlikely(known[row], may_remask[row], each, rules, mask_id) for row, each in settled]
         for row, said, sure, masks in zip(running, ids, confidence, wrong, strict=True):
             for place in to_settle(known[row], open_[row], sure, rules, passes_left, mask_id):
                 known[row][place] = said[place]
@@ -163,6 +159,11 @@ def to_settle(
         least = rules.confidence_threshold
         settled += [place for place, token in enumerate(row) if token == mask_id and confidence[place] >= least]
     return settled
+
+
+def own_probabilities(logits: Float[Tensor, "b l v"], ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+    """Return the model's probability of the token that stands at each place."""
+    return torch.log_softmax(logits, -1).gather(-1, ids[..., None])[..., 0].exp()
 
 
 def unlikely(

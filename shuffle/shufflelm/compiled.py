@@ -11,7 +11,7 @@ has it; the vocabulary's head is read for the kept slots alone. Example::
 from __future__ import annotations
 
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int64, c_void_p
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Float
@@ -103,6 +103,10 @@ class CompiledHeads:
         self._with_logits = with_logits
         self._width = len(rows) if with_logits else 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the heads themselves: they do not change, and a drafter that learns apart shares them."""
+        return self
+
     def _address(self, tensor: Tensor) -> int:
         copy = tensor.detach().float().contiguous()
         self._held.append(copy)
@@ -117,7 +121,14 @@ class CompiledHeads:
         return self._linear(linear.weight, linear.bias)
 
     def __call__(self, hidden: Float[Tensor, "k d"]) -> Said:
-        """Return what the slots say of which the backbone's last states are ``hidden``, in float32."""
+        """Return what the slots say of which the backbone's last states are ``hidden``, in float32.
+
+        Raises:
+            ValueError: they are more than the model's, or fewer where mixers have weights for each.
+        """
+        most = self._heads.slots
+        if not 1 <= len(hidden) <= most or (self._heads.blocks and len(hidden) < most):
+            raise ValueError(f"the heads are for {most} slots, not {len(hidden)}")
         slots, positions = len(hidden), self._heads.positions if self._has_positions else 0
         hidden, chosen = hidden.contiguous(), torch.empty(2, slots, dtype=torch.int64)
         scores, expected = torch.empty(slots, positions), torch.empty(slots)

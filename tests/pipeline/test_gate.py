@@ -205,6 +205,7 @@ def test_elsewhere_other_texts_are_held_over_all_cells_of_a_method(factor: float
         ("hf_greedy", "transformers", "Another CPU", "note"),
         ("hf_greedy", "transformers", "Test CPU @ 2 GHz", "regression"),
         ("diffusion", "native", "Another CPU", "note"),
+        ("shufflelm_draft", "native", "Another CPU", "note"),
         ("diffusion", "native", "Test CPU @ 2 GHz", "regression"),
         ("medusa", "native", "Another CPU", "regression"),
     ],

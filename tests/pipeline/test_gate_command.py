@@ -85,3 +85,39 @@ def test_a_run_is_held_against_the_reference_in_its_own_dtype(tmp_path: Path) ->
     assert gate(tmp_path, slower, None, "--update").returncode == 0
     pd.testing.assert_frame_equal(benchmark.read(tmp_path / "reference_bfloat16.csv"), slower)
     assert set(benchmark.read(tmp_path / "reference.csv")["dtype"]) == {"float32"}
+
+
+def two_models(model: str, twin: str, **changes: Any) -> pd.DataFrame:
+    """A run of a model and of a twin, each in a dtype."""
+    rows = [row("diffusion", dtype=twin, model="twin", model_source="trained: here", **changes)]
+    return table(row(dtype=model), row(dtype=twin, model="twin", model_source="trained: here"), *rows)
+
+
+def test_each_model_of_a_run_is_held_against_the_reference_in_its_own_dtype(tmp_path: Path) -> None:
+    benchmark.write(two_models("bfloat16", "bfloat16", target_forwards=900), tmp_path / "reference_bfloat16.csv")
+    mixed = two_models("float32", "bfloat16", target_forwards=950)
+    done = gate(tmp_path, mixed, two_models("float32", "float32", target_forwards=990))
+    assert "twin against " in done.stdout
+    assert "reference_bfloat16.csv, where it is in this run's dtype" in done.stdout
+    assert done.returncode == 1
+    assert "| 900" in done.stdout
+    assert "950" in done.stdout
+    assert "990" not in done.stdout
+
+
+def test_a_run_in_the_dtypes_of_no_reference_overwrites_none(tmp_path: Path) -> None:
+    theirs = two_models("bfloat16", "bfloat16")
+    benchmark.write(theirs, tmp_path / "reference_bfloat16.csv")
+    done = gate(tmp_path, two_models("float32", "bfloat16"), two_models("float32", "float32"), "--update")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "smollm2-135m in float32, twin in bfloat16" in done.stderr
+    pd.testing.assert_frame_equal(benchmark.read(tmp_path / "reference_bfloat16.csv"), theirs)
+    assert set(benchmark.read(tmp_path / "reference.csv")["dtype"]) == {"float32"}
+
+
+def test_all_models_in_other_dtypes_are_named_in_one_line(tmp_path: Path) -> None:
+    done = gate(tmp_path, two_models("float32", "float32"), two_models("bfloat16", "bfloat16"))
+    assert done.returncode == 2
+    wanted = "--config 'models={smollm2-135m: {dtypes: [bfloat16]}}' 'twins={twin: {dtypes: [bfloat16]}}' runs it so"
+    assert wanted in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,29 @@ def test_threads_do_not_change_a_bit() -> None:
         found.append((said.kept, said.expected, said.logits.tolist(), said.scores.tolist()))
     torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]
+
+
+@compiled_only
+@pytest.mark.parametrize("strategy", ["rotary", "assignment", "none"])
+@pytest.mark.parametrize("own", PLACED)
+def test_tokens_drawn_at_next_to_no_temperature_are_the_likeliest_in_their_order(
+    strategy: str, own: dict[str, Any]
+) -> None:
+    greedy, drawn = (ShuffleGenerator(make(6.0, **own), shuffle_strategy=strategy, temperature=t) for t in (0.0, 1e-6))
+    wanted = [greedy.generate(prompt, max_new_tokens=20).output_ids for prompt in PROMPTS]
+    assert [drawn.generate(prompt, max_new_tokens=20).output_ids for prompt in PROMPTS] == wanted
+    assert any(len(set(text)) > 2 for text in wanted)  # else any order would do
+
+
+@compiled_only
+def test_refuses_slots_that_the_mixers_have_no_weights_for() -> None:
+    for own, counts in ({}, (5, 7)), ({"num_mixer_layers": 0}, (0, 7)):
+        model = make(**own)
+        heads = CompiledHeads(model, model.ordering(), rows_of(model), with_logits=False)
+        assert copy.deepcopy(heads) is heads
+        for count in counts:
+            with pytest.raises(ValueError, match=f"for 6 slots, not {count}"):
+                heads(torch.zeros(count, 32))
 
 
 @pytest.mark.parametrize(
