@@ -71,8 +71,8 @@ def reads_one_by_one(target: TargetModel) -> bool:
 
     The compiled engine's arithmetic, not its reading of weights, is what a pass over a text and its slots waits for: a
     wider pass gains it little, and what pads a batch, or belongs to texts that are at their end, costs it. On captions
-    that was up to 1.7 times as fast as abreast, with a smaller model and shorter texts 1.5 times. Where a pass is mostly
-    the starting of it, abreast is faster. So whoever is after speed tries both (``ways_through``).
+    that was up to 1.7 times as fast as abreast, with a smaller model and shorter texts 1.5 times. Where a pass is
+    mostly the starting of it, abreast is faster. So whoever is after speed tries both (``ways_through``).
     """
     return target.native is not None
 
