@@ -99,6 +99,18 @@ class Linear(Structure):
     _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("n", c_int64), ("k", c_int64))
 
 
+class FloatCopies:
+    """Copies in float32 that compiled code holds pointers to: they live as long as this does."""
+
+    def __init__(self) -> None:
+        self._copies: list[Tensor] = []
+
+    def address(self, tensor: Float[Tensor, "*n"]) -> int:
+        """Return where a copy of ``tensor`` lies, one number after the other."""
+        self._copies.append(tensor.detach().float().contiguous())
+        return self._copies[-1].data_ptr()
+
+
 class _Layer(Structure):
     _fields_ = (
         ("input_norm", c_void_p),
@@ -173,7 +185,7 @@ class NativeEngine:
         is_float32 = weights.embedding.dtype == torch.float32
         name = "int8" if isinstance(weights.head, Int8Linear) else "float32" if is_float32 else "bfloat16"
         self._forward = getattr(self._library, f"forward_{name}")
-        self._kept: list[Any] = []  # what the compiled code holds pointers to
+        self._copies = FloatCopies()
         cosine, sine = rotary_tables(weights.config, torch.float32, weights.embedding.device)
         layers = (_Layer * len(weights.layers))(*map(self._layer, weights.layers))
         self._model = _Model(
@@ -284,8 +296,5 @@ class NativeEngine:
         )
 
     def _float(self, tensor: Tensor | None) -> int | None:
-        """Keep a float32 copy alive and return its address."""
-        if tensor is None:
-            return None
-        self._kept.append(tensor.float().contiguous())
-        return int(self._kept[-1].data_ptr())
+        """Return the address of a float32 copy, or None where there is no tensor."""
+        return None if tensor is None else self._copies.address(tensor)

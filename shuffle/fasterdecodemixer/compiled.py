@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from decoding.native.build import load_library
-from decoding.native.engine import Linear
+from decoding.native.engine import FloatCopies, Linear
 from decoding.native.product import NativeProduct
 from decoding.part_layers import PartLayer
 from shuffle.shufflelm.compiled_mixer import Block, describe_block
@@ -49,13 +49,14 @@ class CompiledMixer:
     """
 
     def __init__(self, laid_out: DecodingMixer, candidates: int) -> None:
-        # What the description points to is held: the tensors here, the layers below.
-        self._held: list[Tensor] = []
+        # What the description points to is held: the small weights here, the layers below.
+        self._copies = FloatCopies()
+        address = self._copies.address
         linears = (laid_out.merge, laid_out.fan, laid_out.readout, laid_out.blend, laid_out.output)
         self._layers = (linears, laid_out.channels)
         config, mixer = laid_out.config, laid_out.mixer
         blocks = [
-            describe_block(block, self._address, described(up), described(down))
+            describe_block(block, address, described(up), described(down))
             for block, (up, down) in zip(laid_out.blocks, laid_out.channels, strict=True)
         ]
         self._blocks = (Block * max(1, len(blocks)))(*blocks)
@@ -67,17 +68,13 @@ class CompiledMixer:
             config.position_sharpness,
             *(described(linear) for linear in linears),
             self._blocks,
-            *(self._address(table) for table in (*tables, laid_out.places)),
+            *(address(table) for table in (*tables, laid_out.places)),
         )
         library = load_library()
         self._guess = library.mixer_guess
         self._scratch = torch.empty(library.mixer_scratch_floats(byref(self._mixer)))
         positions = config.num_positions
         self._found = (2 * positions + (positions - 1) * candidates) * candidates + positions
-
-    def _address(self, tensor: Tensor) -> int:
-        self._held.append(tensor.detach().float().contiguous())
-        return self._held[-1].data_ptr()
 
     def __call__(self, hidden: Float[Tensor, " d"], rows: Int[Tensor, " c"]) -> tuple[Float[Tensor, " n"]]:
         """Return each position's candidates (as rows), their chances, their links and the keep chances, one by one."""

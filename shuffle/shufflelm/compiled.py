@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from decoding.native.build import load_library
-from decoding.native.engine import Linear, NativeLinear
+from decoding.native.engine import FloatCopies, Linear, NativeLinear
 from shuffle.shufflelm.compiled_mixer import Block, describe_block
 from shuffle.shufflelm.mixer import MixerBlock
 from shuffle.shufflelm.model import ShuffleLM
@@ -75,47 +75,40 @@ class CompiledHeads:
     def __init__(self, model: ShuffleLM, ordering: Ordering, rows: Float[Tensor, "v d"], with_logits: bool) -> None:
         assert ordering.most is None
         config, library = model.config, load_library()
-        self._held: list[Tensor | NativeLinear] = []  # what the description points to
+        # What the description points to is held: the small weights, the layers, the blocks.
+        self._copies, self._layers = FloatCopies(), list[NativeLinear]()
+        address = self._copies.address
         mixers = [mixer for mixer in model.mixers if isinstance(mixer, MixerBlock)]
         blocks = [
-            describe_block(mixer, self._address, *map(self._laid_out, (mixer.channels_up, mixer.channels_down)))
+            describe_block(mixer, address, *map(self._laid_out, (mixer.channels_up, mixer.channels_down)))
             for mixer in mixers
         ]
         self._blocks = (Block * max(1, len(blocks)))(*blocks)
-        self._has_positions = config.position_head == "rotary"
-        readers = [model.rotary_head, model.keep_head] if self._has_positions else [model.keep_head]
+        slots, pairs, readers = config.max_parallel_tokens, 0, [model.keep_head]
+        if config.position_head == "rotary":
+            pairs, readers = config.num_frequencies, [model.rotary_head, model.keep_head]
         readout = self._linear(torch.cat([r.weight for r in readers]), torch.cat([r.bias for r in readers]))
-        pairs, positions = config.num_frequencies * self._has_positions, config.max_parallel_tokens
-        places = targets(
-            torch.arange(positions), frequencies(config.num_frequencies, positions)
-        )  # as the module has them
+        places = targets(torch.arange(slots), frequencies(config.num_frequencies, slots))  # as the module has them
         self._heads = _Heads(
-            *(config.hidden_size, positions, len(blocks), pairs, positions, config.rms_norm_eps, ordering.temperature),
-            ordering.least_logit,
+            *(config.hidden_size, slots, len(blocks), pairs, slots if pairs else 0),
+            *(config.rms_norm_eps, ordering.temperature, ordering.least_logit),
             self._blocks,
-            self._address(model.mixer_norm.weight) if isinstance(model.mixer_norm, nn.RMSNorm) else None,
-            self._address(places.flatten(1).T),
+            address(model.mixer_norm.weight) if isinstance(model.mixer_norm, nn.RMSNorm) else None,
+            address(places.flatten(1).T),
             readout,
             self._linear(rows, None),
         )
         self._say = library.slots_say_float32 if model.dtype == torch.float32 else library.slots_say_bfloat16
-        self._scratch = torch.empty(library.slots_scratch_floats(byref(self._heads), c_int64(positions)))
+        self._scratch = torch.empty(library.slots_scratch_floats(byref(self._heads), c_int64(slots)))
         self._with_logits = with_logits
-        self._width = len(rows) if with_logits else 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return the heads themselves: they do not change, and a drafter that learns apart shares them."""
         return self
 
-    def _address(self, tensor: Tensor) -> int:
-        copy = tensor.detach().float().contiguous()
-        self._held.append(copy)
-        return copy.data_ptr()
-
     def _linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        layer = NativeLinear(weight.detach(), None if bias is None else bias.detach())
-        self._held.append(layer)
-        return layer.whole()
+        self._layers.append(NativeLinear(weight.detach(), None if bias is None else bias.detach()))
+        return self._layers[-1].whole()
 
     def _laid_out(self, linear: nn.Linear) -> Linear:
         return self._linear(linear.weight, linear.bias)
@@ -129,19 +122,19 @@ class CompiledHeads:
         most = self._heads.slots
         if not 1 <= len(hidden) <= most or (self._heads.blocks and len(hidden) < most):
             raise ValueError(f"the heads are for {most} slots, not {len(hidden)}")
-        slots, positions = len(hidden), self._heads.positions if self._has_positions else 0
-        hidden, chosen = hidden.contiguous(), torch.empty(2, slots, dtype=torch.int64)
+        slots, positions = len(hidden), self._heads.positions
+        hidden = hidden.contiguous()
+        kept, tokens = torch.empty(2, slots, dtype=torch.int64)
         scores, expected = torch.empty(slots, positions), torch.empty(slots)
-        logits = torch.empty(slots if self._with_logits else 0, self._width)
-        kept, tokens = chosen
+        logits = torch.empty(slots, self._heads.head.n) if self._with_logits else None
         addresses = [tensor.data_ptr() for tensor in (kept, tokens, scores, expected)]
-        said = _Said(*addresses, logits.data_ptr() if self._with_logits else None)
+        said = _Said(*addresses, None if logits is None else logits.data_ptr())
         pointers = (c_void_p(hidden.data_ptr()), c_int64(slots), c_void_p(self._scratch.data_ptr()))
         count = self._say(byref(self._heads), *pointers, byref(said))
         return Said(
             kept[:count].tolist(),
-            [] if self._with_logits else tokens[:count].tolist(),
-            logits[:count] if self._with_logits else None,
+            tokens[:count].tolist() if logits is None else [],
+            None if logits is None else logits[:count],
             scores[:count] if positions else None,
             expected[:count].tolist() if positions else [],
         )

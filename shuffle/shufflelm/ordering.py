@@ -86,8 +86,8 @@ class Ordering:
 
     def kept(self, keep_logits: Float[Tensor, " k"]) -> list[int]:
         """Return the slots that are kept, in the order of the slots."""
-        logits = keep_logits.tolist()
-        kept = [slot for slot, logit in enumerate(logits) if logit >= self.least_logit]
+        logits, least = keep_logits.tolist(), self.least_logit
+        kept = [slot for slot, logit in enumerate(logits) if logit >= least]
         if self.most is not None and len(kept) > self.most:
             kept = sorted(sorted(kept, key=lambda slot: -logits[slot])[: self.most])
         return kept or [int(keep_logits.argmax())]
