@@ -46,7 +46,7 @@ def over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
 
     Of speed-ups and the ends of their intervals it is the geometric mean, so that the interval stays as wide as one.
     """
-    ratios = ["speedup", "speedup_low", "speedup_high"]
+    ratios = ["speedup", "speedup_low", "speedup_high", "speedup_ended"]
     numbers = set(cells.select_dtypes("number").columns)
     how = {name: "mean" if name in numbers else "first" for name in cells.columns if name not in ("task", "method")}
     logs = cells.assign(**{name: np.log(cells[name]) for name in ratios})
@@ -138,7 +138,15 @@ def fastest(task: str, rows: pd.DataFrame) -> str:
         near = ordered.iloc[1:]
         near = near[near["speedup_high"] >= best["speedup_low"]]
         told = f"; not told apart from {', '.join(f'`{name}`' for name in near['method'])}" if len(near) else ""
-    return f"- {task}: `{best['method']}`, {interval(best)}, {best['tokens_per_step']:.2f} tokens a step{told}."
+    ended = f" ({ended_alone(best)})" if ended_alone(best) else ""
+    return f"- {task}: `{best['method']}`, {interval(best)}, {best['tokens_per_step']:.2f} tokens a step{ended}{told}."
+
+
+def ended_alone(row: pd.Series) -> str:
+    """Return what the speed-up is without the texts that were cut off, if that is known and there are any."""
+    if pd.isna(row["speedup_ended"]) or not row["truncated"]:
+        return ""
+    return f"{row['speedup_ended']:.2f} where texts ended by themselves"
 
 
 def interval(row: pd.Series) -> str:
@@ -225,11 +233,14 @@ def caveats(table: pd.DataFrame, good: pd.DataFrame) -> str:
     base = good[good["method"] == BASELINE]
     noise = f"{base['speedup'].min():.2f} to {base['speedup'].max():.2f}" if len(base) else NONE
     cut = good["truncated"].sum() / max(1, good["num_prompts"].sum())
+    known = good[good["truncated_tokens"].notna()]
+    share = known["truncated_tokens"].sum() / max(1, known["num_new_tokens"].sum())
+    tokens = f" and have {share:.0%} of the tokens, on which speed-ups depend" if len(known) and cut else ""
     few = good["num_prompts"].min() if len(good) else 0
     return "\n".join(
         [
             f"- The baseline timed against itself has speed-ups from {noise}: smaller differences are noise.",
-            f"- {cut:.0%} of texts were cut off by the token limit; their quality is that of a beginning.",
+            f"- {cut:.0%} of texts were cut off by the token limit{tokens}; their quality is that of a beginning.",
             f"- The smallest cell has {few} prompts: intervals over so few are rough, and quality says little.",
             "- Speed-ups are against our own baseline; `hf_greedy` in the table says what transformers does.",
         ]

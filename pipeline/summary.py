@@ -25,7 +25,7 @@ from typing import Any
 from pipeline.clock import Limits
 from pipeline.divergence import first_difference
 from pipeline.record import Record
-from pipeline.statistics import RUN_TO_RUN, Timed, paired_speedup
+from pipeline.statistics import RUN_TO_RUN, Speedup, Timed, paired_speedup
 
 SUMS = (
     "num_new_tokens",
@@ -79,7 +79,6 @@ def summarise(
     runs = [record["method"] for record in records]
     baselines = [record["baseline"] for record in records]
     speeds, baseline_speeds = [*map(tokens_per_second, runs)], [*map(tokens_per_second, baselines)]
-    speedup = paired_speedup([*map(timed, runs)], [*map(timed, baselines)], run_to_run)
     # A parallel generator's last passes may settle nothing that is text.
     decoded = [run for run in runs if sum(run["tokens_by_step"])]
     # What prefill emitted is no part of decode: one token, or more where a method drafts before it.
@@ -99,9 +98,7 @@ def summarise(
         "decode_tokens_per_second": _median([n / run["decode_s"] for n, run in zip(tokens, decoded, strict=True)]),
         "ttft_s": statistics.median(run["ttft_s"] for run in runs),
         "tpot_s": _median([run["decode_s"] / n for n, run in zip(tokens, decoded, strict=True)]),
-        "speedup": speedup.ratio,
-        "speedup_low": speedup.low,
-        "speedup_high": speedup.high,
+        **speedups(records, run_to_run),
         "tokens_per_step": _ratio(sum(run["num_new_tokens"] for run in runs) if is_parallel else sum(tokens), steps),
         "bytes_read": traffic,
         "flops": work,
@@ -114,6 +111,28 @@ def summarise(
         "verify_s": sum(run["verify_s"] for run in runs),
         "lossless_match": 1 - len(first_divergences(records)) / len(records),
         "output_sha256": hashlib.sha256(json.dumps([run["output_ids"] for run in runs]).encode()).hexdigest(),
+    }
+
+
+def speedups(records: Sequence[Record], run_to_run: float) -> dict[str, float | None]:
+    """Return the speed-up with its interval, and what it is without the texts that the token limit cut off.
+
+    A small model's text that goes on to the limit often runs in circles. It has many tokens, so a ratio of totals is in
+    great part its own, and whatever copies is fast there.
+    """
+
+    def over(some: Sequence[Record]) -> Speedup:
+        method, baseline = ([timed(record[run]) for record in some] for run in ("method", "baseline"))
+        return paired_speedup(method, baseline, run_to_run)
+
+    whole = over(records)
+    ended = [record for record in records if not (record["method"]["truncated"] or record["baseline"]["truncated"])]
+    return {
+        "truncated_tokens": sum(run["num_new_tokens"] for run in (r["method"] for r in records) if run["truncated"]),
+        "speedup": whole.ratio,
+        "speedup_low": whole.low,
+        "speedup_high": whole.high,
+        "speedup_ended": (over(ended).ratio or None) if ended else None,
     }
 
 

@@ -110,7 +110,7 @@ def line(row: pd.Series, metric: str) -> dict[str, str]:
         "peak memory": number(row["peak_memory_bytes"] / 1e6, ",.0f", " MB"),
         "MBU": number(row["mbu"] * 100, ".0f", " %"),
         "same as baseline": number(row["lossless_match"] * 100, ".0f", " %"),
-        "cut off": f"{row['truncated']} of {row['num_prompts']}" if pd.notna(row["truncated"]) else NONE,
+        "cut off": cut_off(row),
     }
 
 
@@ -126,6 +126,14 @@ def speedup(row: pd.Series) -> str:
     """Return the speed-up with its interval, if it has one."""
     low, high = number(row["speedup_low"], ".2f"), number(row["speedup_high"], ".2f")
     return number(row["speedup"], ".2f") + ("" if NONE in (low, high) else f" [{low}, {high}]")
+
+
+def cut_off(row: pd.Series) -> str:
+    """Return how many texts were cut off and, where that is known, the speed-up without them."""
+    if pd.isna(row["truncated"]):
+        return NONE
+    without = row["truncated"] > 0 and pd.notna(row["speedup_ended"])
+    return f"{row['truncated']} of {row['num_prompts']}" + (f" ({row['speedup_ended']:.2f} without)" if without else "")
 
 
 def batch(row: pd.Series) -> str:

@@ -101,6 +101,11 @@ COLUMNS: dict[str, pa.Column] = {
     "num_prompts": whole("prompts", "prompts generated; scored too, if the cell is `ok`", ge=1),
     "num_new_tokens": whole("tokens", "tokens generated, prompt and padding excluded", ge=0),
     "truncated": whole("prompts", "outputs cut off by the token limit", ge=0),
+    "truncated_tokens": whole(
+        "tokens",
+        "tokens of those outputs: many of them run in circles, and what copies is fast there; empty in older tables",
+        ge=0,
+    ),
     # how fast
     "tokens_per_second": real(
         "tokens/s", "new tokens by seconds from prompt to last token, prefill included; median over prompts", ge=0.0
@@ -135,6 +140,12 @@ COLUMNS: dict[str, pa.Column] = {
         gt=0.0,
     ),
     "speedup_high": real("ratio", "upper end of that interval", gt=0.0),
+    "speedup_ended": real(
+        "ratio",
+        "`speedup` over the prompts whose outputs, the method's and the baseline's, ended before the token limit; "
+        "empty where none did, and in older tables",
+        gt=0.0,
+    ),
     # many prompts at once: only for models that generate in parallel
     "batch_size": whole(
         "prompts",

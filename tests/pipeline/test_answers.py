@@ -85,6 +85,21 @@ def test_a_cell_of_one_prompt_is_no_certainty() -> None:
     assert "nothing can be said over all tasks together: no cell has an interval" in alone
 
 
+def test_what_circling_texts_make_of_a_speedup_is_said() -> None:
+    cut = {"truncated": 2, "truncated_tokens": 576, "speedup_ended": 1.25}
+    page = as_markdown(table(row(**cut), row("medusa", speedup=1.5, **cut)))
+    assert "1.65 tokens a step (1.25 where texts ended by themselves)." in page
+    assert (
+        "- 33% of texts were cut off by the token limit and have 50% of the tokens, on which speed-ups depend;" in page
+    )
+    none = {"truncated": 0, "truncated_tokens": 0, "speedup_ended": 1.5}
+    page = as_markdown(table(row(**none), row("medusa", speedup=1.5, **none)))
+    assert "ended by themselves" not in page
+    assert "- 0% of texts were cut off by the token limit; " in page
+    unknown = as_markdown(table(row(), row("medusa", speedup=1.5)))
+    assert "- 33% of texts were cut off by the token limit; " in unknown
+
+
 def test_seeds_of_a_task_are_no_further_data() -> None:
     once = [row(), row("medusa", speedup=1.5), row("recycling", speedup=1.2)]
     thrice = [each | {"seed": seed} for each in once for seed in range(3)]

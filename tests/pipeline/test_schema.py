@@ -45,6 +45,7 @@ def test_good_rows_pass() -> None:
         (row(pass_at_1=25.0), "pass_at_1 is '25.0', must be at most 1"),
         (row(lossless_match=1.2), "lossless_match is '1.2', must be at most 1"),
         (row(truncated=7), "truncated is above num_prompts"),
+        (row(truncated_tokens=1153), "truncated_tokens is above num_new_tokens"),
         (row(accepted_draft_tokens=401), "accepted_draft_tokens is above candidate_tokens"),
         (row(status="odd"), "odd"),
         (row(mbu=-0.1), "mbu is '-0.1', must be at least 0"),

@@ -28,11 +28,16 @@ def text(tokens: int, total_s: float) -> Generation:
     return Generation((7,) * tokens, 20, False, total_s / 10, (Step(tokens - 1, 0, 0, 0, 0.0, 0.9 * total_s),))
 
 
-def figures(method: Sequence[Shape], factors: Sequence[float], **changes: Any) -> dict[str, Any]:
+def figures(
+    method: Sequence[Shape], factors: Sequence[float], cut: Sequence[tuple[str, int]] = (), **changes: Any
+) -> dict[str, Any]:
+    """Return the figures of texts, those of ``cut`` cut off at the limit: whose they are, and of which prompt."""
     records = [
         {"prompt_id": i, "method": run_record([text(n, s)]), "baseline": run_record([text(n, s * factor)])}
         for i, ((n, s), factor) in enumerate(zip(method, factors, strict=True))
     ]
+    for whose, prompt in cut:
+        records[prompt][whose]["truncated"] = True
     sizes = {"weight_bytes": 10, "parameter_bytes": 2, "cache_bytes_per_token": 1, "limits": Limits(1.0, 1.0)}
     return summarise(records, **(sizes | changes))
 
@@ -59,6 +64,20 @@ def test_a_longer_text_is_no_more_evidence_than_a_shorter_one() -> None:
     for name in ("speedup", "speedup_low", "speedup_high"):
         assert long[name] == pytest.approx(short[name], rel=1e-6)
     assert short["speedup_low"] < 0.8 * short["speedup"]
+
+
+def test_texts_that_ended_by_themselves_have_a_speedup_of_their_own() -> None:
+    """A long text in circles, ten times as fast, makes half of the ratio of totals and none of theirs."""
+    ended = figures(METHOD, FACTORS)
+    assert (ended["truncated_tokens"], ended["speedup_ended"]) == (0, ended["speedup"])
+    circling = figures([*METHOD, (200, 1.0)], [*FACTORS, 10.0], cut=[("method", 5), ("baseline", 5)])
+    assert (circling["truncated"], circling["truncated_tokens"]) == (1, 200)
+    assert circling["speedup_ended"] == pytest.approx(ended["speedup"])
+    assert circling["speedup"] > 1.5 * ended["speedup"]
+    # A lossy method's own text may end where the baseline's does not: what is left is the same for both.
+    lossy = figures([*METHOD, (200, 1.0)], [*FACTORS, 10.0], cut=[("baseline", 5)])
+    assert (lossy["truncated"], lossy["speedup_ended"]) == (0, pytest.approx(ended["speedup"]))
+    assert figures([(200, 1.0)], [10.0], cut=[("method", 0)])["speedup_ended"] is None
 
 
 def test_the_weights_of_a_draft_model_or_of_heads_are_read_too() -> None:

@@ -96,6 +96,15 @@ def test_what_is_not_known_is_a_dash_and_never_nan() -> None:
     assert "nan" not in page.lower().replace("alternan", "")
 
 
+def test_what_a_method_gains_without_the_texts_that_were_cut_off_stands_beside_how_many_they_are() -> None:
+    def cell(**changes: Any) -> str:
+        return lines_of(as_markdown(table(row(), row("a", speedup=2.0, **changes)), {}), "a")[0][-1]
+
+    assert cell() == "2 of 6"  # a table from before it was known
+    assert cell(speedup_ended=1.25) == "2 of 6 (1.25 without)"
+    assert cell(speedup_ended=2.0, truncated=0) == "0 of 6"
+
+
 def test_lossy_methods_are_marked() -> None:
     page = as_markdown(table(row(), row("raw", lossless=False)), {})
     assert "| raw *(lossy)* " in page
