@@ -21,9 +21,10 @@ from pipeline.pooling import mean_over_tasks, one_a_task
 from pipeline.registry import is_generator
 from pipeline.schemas import benchmark
 from pipeline.statistics import interval_errors
-from pipeline.tables import NONE, listed, score, span
+from pipeline.tables import NONE, ended_otherwise, listed, score, span
 
 BASELINE = "autoregressive"
+ENDED = "speedup_ended"
 PANEL = ["model", "dtype"]
 
 
@@ -46,7 +47,7 @@ def over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
 
     Of speed-ups and the ends of their intervals it is the geometric mean, so that the interval stays as wide as one.
     """
-    ratios = ["speedup", "speedup_low", "speedup_high", "speedup_ended"]
+    ratios = [f"{name}{end}" for name in ("speedup", ENDED) for end in ("", "_low", "_high")]
     numbers = set(cells.select_dtypes("number").columns)
     how = {name: "mean" if name in numbers else "first" for name in cells.columns if name not in ("task", "method")}
     logs = cells.assign(**{name: np.log(cells[name]) for name in ratios})
@@ -86,7 +87,18 @@ def of_lossless(cells: pd.DataFrame) -> list[str]:
         f"{looked_at} intervals were looked at here, none corrected for how many they are: were no method any faster "
         f"or slower than the baseline, {looked_at / 40:.1f} of them would be expected above 1 by chance."
     )
-    return [in_all(over_tasks(ours)), by_task, caution]
+    return [in_all(over_tasks(ours)), by_task, *of_ended(ours), caution]
+
+
+def of_ended(cells: pd.DataFrame) -> list[str]:
+    """Return the speed-ups over all tasks without the texts that were cut off, where those make a difference."""
+    if not any(ended_otherwise(row) for _, row in cells.iterrows()):
+        return []
+    pooled = over_tasks(cells, ENDED)
+    told = ", ".join(
+        f"`{method}` {row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for method, row in pooled[:4].iterrows()
+    )
+    return [f"**Of the texts that ended before the limit**, in both runs, over all tasks: {told}."] if told else []
 
 
 def in_all(pooled: pd.DataFrame) -> str:
@@ -106,18 +118,20 @@ def in_all(pooled: pd.DataFrame) -> str:
     )
 
 
-def over_tasks(cells: pd.DataFrame) -> pd.DataFrame:
+def over_tasks(cells: pd.DataFrame, column: str = "speedup") -> pd.DataFrame:
     """Return for each method that ran on every task its mean speed-up with a 95 % interval, the fastest first.
 
     Cells without an interval (one prompt) are left out: how sure they are is not known.
     """
-    cells = cells[cells["speedup_low"].notna()]
+    cells = cells[cells[f"{column}_low"].notna()]
+    # A lossless method's texts are the baseline's, so that both ended or neither.
+    cells = cells.assign(counted=cells["num_prompts"] - (cells["truncated"] if column == ENDED else 0))
     counts = cells.groupby("method")["task"].nunique()
     rows = {}
     for method in counts.index[counts == counts.max()]:
         own = cells[cells["method"] == method]
-        columns = (own[name] for name in ("speedup", "speedup_low", "speedup_high", "num_prompts"))
-        rows[method] = mean_over_tasks(*one_a_task(own["task"], np.log(own["speedup"]), interval_errors(*columns)))
+        columns = (own[name] for name in (column, f"{column}_low", f"{column}_high", "counted"))
+        rows[method] = mean_over_tasks(*one_a_task(own["task"], np.log(own[column]), interval_errors(*columns)))
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
     return table.sort_values("mean", ascending=False)
 
@@ -138,21 +152,19 @@ def fastest(task: str, rows: pd.DataFrame) -> str:
         near = ordered.iloc[1:]
         near = near[near["speedup_high"] >= best["speedup_low"]]
         told = f"; not told apart from {', '.join(f'`{name}`' for name in near['method'])}" if len(near) else ""
-    ended = f" ({ended_alone(best)})" if ended_alone(best) else ""
-    return f"- {task}: `{best['method']}`, {interval(best)}, {best['tokens_per_step']:.2f} tokens a step{ended}{told}."
+    steps = f"{best['tokens_per_step']:.2f} tokens a step"
+    return f"- {task}: `{best['method']}`, {interval(best)}, {steps}{ended_alone(best)}{told}."
 
 
 def ended_alone(row: pd.Series) -> str:
-    """Return what the speed-up is without the texts that were cut off, if that is known and there are any."""
-    if pd.isna(row["speedup_ended"]) or not row["truncated"]:
-        return ""
-    return f"{row['speedup_ended']:.2f} where texts ended by themselves"
+    """Return what the speed-up is without the texts that were cut off, where that is known and another."""
+    return f" ({interval(row, ENDED)} where texts ended before the limit)" if ended_otherwise(row) else ""
 
 
-def interval(row: pd.Series) -> str:
+def interval(row: pd.Series, column: str = "speedup") -> str:
     """Return a speed-up with its interval."""
-    ends = f" [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" if pd.notna(row["speedup_low"]) else ""
-    return f"{row['speedup']:.2f}{ends}"
+    low, high = row[f"{column}_low"], row[f"{column}_high"]
+    return f"{row[column]:.2f}{f' [{low:.2f}, {high:.2f}]' if pd.notna(low) else ''}"
 
 
 def of_lossy(cells: pd.DataFrame) -> list[str]:
@@ -165,7 +177,7 @@ def of_lossy(cells: pd.DataFrame) -> list[str]:
         base = cells[(cells["task"] == task) & (cells["method"] == BASELINE)]
         for _, row in rows.sort_values("speedup", ascending=False).iterrows():
             same = f", {row['lossless_match']:.0%} of texts the baseline's" if pd.notna(row["lossless_match"]) else ""
-            lines.append(f"- {task}: `{row['method']}`, {interval(row)}, {loss(row, base)}{same}.")
+            lines.append(f"- {task}: `{row['method']}`, {interval(row)}{ended_alone(row)}, {loss(row, base)}{same}.")
     return ["**At a loss:**", "\n".join(lines)]
 
 
@@ -233,9 +245,9 @@ def caveats(table: pd.DataFrame, good: pd.DataFrame) -> str:
     base = good[good["method"] == BASELINE]
     noise = f"{base['speedup'].min():.2f} to {base['speedup'].max():.2f}" if len(base) else NONE
     cut = good["truncated"].sum() / max(1, good["num_prompts"].sum())
-    known = good[good["truncated_tokens"].notna()]
-    share = known["truncated_tokens"].sum() / max(1, known["num_new_tokens"].sum())
-    tokens = f" and have {share:.0%} of the tokens, on which speed-ups depend" if len(known) and cut else ""
+    share = good["truncated_tokens"].sum() / max(1, good["num_new_tokens"].sum())
+    is_known = cut > 0 and good["truncated_tokens"].notna().all()
+    tokens = f" and have {share:.0%} of the tokens, on which speed-ups depend" if is_known else ""
     few = good["num_prompts"].min() if len(good) else 0
     return "\n".join(
         [

@@ -125,14 +125,17 @@ def speedups(records: Sequence[Record], run_to_run: float) -> dict[str, float | 
         method, baseline = ([timed(record[run]) for record in some] for run in ("method", "baseline"))
         return paired_speedup(method, baseline, run_to_run)
 
-    whole = over(records)
+    found = {"speedup": over(records)}
     ended = [record for record in records if not (record["method"]["truncated"] or record["baseline"]["truncated"])]
+    if any(record["method"]["num_new_tokens"] for record in ended):
+        found["speedup_ended"] = over(ended)
     return {
         "truncated_tokens": sum(run["num_new_tokens"] for run in (r["method"] for r in records) if run["truncated"]),
-        "speedup": whole.ratio,
-        "speedup_low": whole.low,
-        "speedup_high": whole.high,
-        "speedup_ended": (over(ended).ratio or None) if ended else None,
+        **{
+            f"{name}{end}": each
+            for name, ends in found.items()
+            for end, each in zip(("", "_low", "_high"), ends, strict=True)
+        },
     }
 
 

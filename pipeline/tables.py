@@ -129,11 +129,16 @@ def speedup(row: pd.Series) -> str:
 
 
 def cut_off(row: pd.Series) -> str:
-    """Return how many texts were cut off and, where that is known, the speed-up without them."""
+    """Return how many texts were cut off and, where another, the speed-up over the prompts that ended in both runs."""
     if pd.isna(row["truncated"]):
         return NONE
-    without = row["truncated"] > 0 and pd.notna(row["speedup_ended"])
-    return f"{row['truncated']} of {row['num_prompts']}" + (f" ({row['speedup_ended']:.2f} without)" if without else "")
+    others = f" ({row['speedup_ended']:.2f} where both ended)" if ended_otherwise(row) else ""
+    return f"{row['truncated']} of {row['num_prompts']}{others}"
+
+
+def ended_otherwise(row: pd.Series) -> bool:
+    """Return whether the speed-up is known to be another without the texts that were cut off, of either run."""
+    return bool(pd.notna(row["speedup_ended"]) and row["speedup_ended"] != row["speedup"])
 
 
 def batch(row: pd.Series) -> str:

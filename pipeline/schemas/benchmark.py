@@ -53,6 +53,8 @@ def _not_above(low: str, high: str) -> pa.Check:
 ROW_CHECKS = [
     _not_above("speedup_low", "speedup"),
     _not_above("speedup", "speedup_high"),
+    _not_above("speedup_ended_low", "speedup_ended"),
+    _not_above("speedup_ended", "speedup_ended_high"),
     _not_above("batch_speedup_low", "batch_speedup"),
     _not_above("batch_speedup", "batch_speedup_high"),
     _not_above("truncated", "num_prompts"),

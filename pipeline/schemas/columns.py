@@ -103,7 +103,8 @@ COLUMNS: dict[str, pa.Column] = {
     "truncated": whole("prompts", "outputs cut off by the token limit", ge=0),
     "truncated_tokens": whole(
         "tokens",
-        "tokens of those outputs: many of them run in circles, and what copies is fast there; empty in older tables",
+        "tokens of those outputs, which often repeat themselves, so that whatever copies is fast there; empty in older "
+        "tables",
         ge=0,
     ),
     # how fast
@@ -146,6 +147,8 @@ COLUMNS: dict[str, pa.Column] = {
         "empty where none did, and in older tables",
         gt=0.0,
     ),
+    "speedup_ended_low": real("ratio", "lower end of its 95 % interval, as that of `speedup`", gt=0.0),
+    "speedup_ended_high": real("ratio", "upper end of that interval", gt=0.0),
     # many prompts at once: only for models that generate in parallel
     "batch_size": whole(
         "prompts",

@@ -87,17 +87,26 @@ def test_a_cell_of_one_prompt_is_no_certainty() -> None:
 
 def test_what_circling_texts_make_of_a_speedup_is_said() -> None:
     cut = {"truncated": 2, "truncated_tokens": 576, "speedup_ended": 1.25}
-    page = as_markdown(table(row(**cut), row("medusa", speedup=1.5, **cut)))
-    assert "1.65 tokens a step (1.25 where texts ended by themselves)." in page
+    cut |= {"speedup_ended_low": 1.1, "speedup_ended_high": 1.25**2 / 1.1}
+    lossy = row("medusa_typical", speedup=2.0, **(cut | LOSSY | {"truncated": 0}))
+    page = as_markdown(table(row(**cut), row("medusa", speedup=1.5, **cut), lossy))
+    assert "1.65 tokens a step (1.25 [1.10, 1.42] where texts ended before the limit)." in page
+    assert "in both runs, over all tasks: `medusa` 1.25 [" in page
     assert (
-        "- 33% of texts were cut off by the token limit and have 50% of the tokens, on which speed-ups depend;" in page
+        "`medusa_typical`, 2.00 [1.81, 2.21] (1.25 [1.10, 1.42] where texts ended before the limit), pass_at_1" in page
     )
+    assert (
+        "- 22% of texts were cut off by the token limit and have 50% of the tokens, on which speed-ups depend;" in page
+    )
+
+
+def test_where_no_text_was_cut_off_or_it_is_not_known_nothing_is_said_of_those_that_ended() -> None:
     none = {"truncated": 0, "truncated_tokens": 0, "speedup_ended": 1.5}
-    page = as_markdown(table(row(**none), row("medusa", speedup=1.5, **none)))
-    assert "ended by themselves" not in page
+    page = as_markdown(table(row(**none, speedup=1.5), row("medusa", speedup=1.5, **none)))
     assert "- 0% of texts were cut off by the token limit; " in page
     unknown = as_markdown(table(row(), row("medusa", speedup=1.5)))
     assert "- 33% of texts were cut off by the token limit; " in unknown
+    assert all("ended before" not in said for said in (page, unknown))
 
 
 def test_seeds_of_a_task_are_no_further_data() -> None:

@@ -72,12 +72,13 @@ def test_texts_that_ended_by_themselves_have_a_speedup_of_their_own() -> None:
     assert (ended["truncated_tokens"], ended["speedup_ended"]) == (0, ended["speedup"])
     circling = figures([*METHOD, (200, 1.0)], [*FACTORS, 10.0], cut=[("method", 5), ("baseline", 5)])
     assert (circling["truncated"], circling["truncated_tokens"]) == (1, 200)
-    assert circling["speedup_ended"] == pytest.approx(ended["speedup"])
+    for end in ("", "_low", "_high"):
+        assert circling[f"speedup_ended{end}"] == pytest.approx(ended[f"speedup{end}"])
     assert circling["speedup"] > 1.5 * ended["speedup"]
     # A lossy method's own text may end where the baseline's does not: what is left is the same for both.
     lossy = figures([*METHOD, (200, 1.0)], [*FACTORS, 10.0], cut=[("baseline", 5)])
     assert (lossy["truncated"], lossy["speedup_ended"]) == (0, pytest.approx(ended["speedup"]))
-    assert figures([(200, 1.0)], [10.0], cut=[("method", 0)])["speedup_ended"] is None
+    assert figures([(200, 1.0)], [10.0], cut=[("method", 0)]).get("speedup_ended") is None
 
 
 def test_the_weights_of_a_draft_model_or_of_heads_are_read_too() -> None:

@@ -101,8 +101,9 @@ def test_what_a_method_gains_without_the_texts_that_were_cut_off_stands_beside_h
         return lines_of(as_markdown(table(row(), row("a", speedup=2.0, **changes)), {}), "a")[0][-1]
 
     assert cell() == "2 of 6"  # a table from before it was known
-    assert cell(speedup_ended=1.25) == "2 of 6 (1.25 without)"
+    assert cell(speedup_ended=1.25) == "2 of 6 (1.25 where both ended)"
     assert cell(speedup_ended=2.0, truncated=0) == "0 of 6"
+    assert cell(speedup_ended=1.25, truncated=0, lossless=False) == "0 of 6 (1.25 where both ended)"
 
 
 def test_lossy_methods_are_marked() -> None:
