@@ -229,23 +229,27 @@ class TargetModel:
     @torch.inference_mode()
     def read(self, cache: KVCache, tree: CandidateTree) -> TreeOutput:
         """Run one forward pass over a candidate tree; its rows stay uncommitted until ``cache.keep``."""
-        if self.native is not None:
-            cache.check_room(tree.width)
-            last = self.max_context - 1  # see _read_plainly
-            positions = [min(cache.length + depth, last) for depth in tree.depths]
-            hidden, logits = self.native.forward(cache, tree.tokens, positions, tree.parents)
-            return TreeOutput(logits, hidden)
         found = None if self._graphs is None else self._graphs.read(cache, tree, self.max_context - 1)
-        return self._read_plainly(cache, tree) if found is None else TreeOutput(*found)
+        return self.read_once(cache, tree) if found is None else TreeOutput(*found)
+
+    @torch.inference_mode()
+    def read_once(self, cache: KVCache, tree: CandidateTree, first_row: int = 0) -> TreeOutput:
+        """As :meth:`read`, of what is no step and so would not pay for the capture of a graph.
+
+        Nothing is wanted of the nodes before ``first_row`` but their keys and values: the output has rows from it on.
+        """
+        if self.native is None:
+            return self._read_plainly(cache, tree, first_row)
+        cache.check_room(tree.width)
+        last = self.max_context - 1  # see _read_plainly
+        positions = [min(cache.length + depth, last) for depth in tree.depths]
+        hidden, logits = self.native.forward(cache, tree.tokens, positions, tree.parents, first_row)
+        return TreeOutput(logits, hidden)
 
     @torch.inference_mode()
     def extend(self, cache: KVCache, tokens: Sequence[int]) -> TreeOutput:
-        """Read tokens of a text behind the committed ones and commit them; return the output of the last, ``[1, ...]``.
-
-        They are read once, so this is no step that would pay for the capture of a graph.
-        """
-        tree = CandidateTree.chain(tokens[0], tokens[1:])
-        logits, hidden = (self._read_plainly if self.native is None else self.read)(cache, tree)
+        """Read and commit tokens of a text behind the committed ones; return the output of the last, ``[1, ...]``."""
+        logits, hidden = self.read_once(cache, CandidateTree.chain(tokens[0], tokens[1:]))
         cache.keep(range(len(tokens)))
         return TreeOutput(logits[-1:], hidden[-1:])
 
@@ -261,7 +265,7 @@ class TargetModel:
         for width in () if self._graphs is None else self._graphs.widths(tree_width):
             self.read(cache, CandidateTree.chain(0, [0] * (width - 1)))
 
-    def _read_plainly(self, cache: KVCache, tree: CandidateTree) -> TreeOutput:
+    def _read_plainly(self, cache: KVCache, tree: CandidateTree, first_row: int = 0) -> TreeOutput:
         """Run the eager forward pass, kernel by kernel."""
         padding = max(0, (self.decode_width or 0) - tree.width)
         cache.check_room(tree.width + padding)
@@ -272,9 +276,9 @@ class TargetModel:
         positions = (depths + cache.length).clamp_(max=self.max_context - 1)
         mask = additive(tree.visible(cache.length, cache.capacity, padding), self.dtype).to(self.device)
         mask = mask.repeat(self.weights.num_heads // self.weights.num_kv_heads, 1)
-        hidden = forward(self.weights, tokens, positions, cache, mask)
-        logits = self.weights.head.in_float32(hidden)
-        return TreeOutput(logits[: tree.width], hidden[: tree.width])
+        hidden = forward(self.weights, tokens, positions, cache, mask)[first_row:]
+        logits, wanted = self.weights.head.in_float32(hidden), tree.width - first_row
+        return TreeOutput(logits[:wanted], hidden[:wanted])
 
     @torch.inference_mode()
     def read_each(self, caches: Sequence[KVCache], tokens: Sequence[int]) -> TreeOutput:

@@ -87,7 +87,8 @@ class Bench:
     """The method and the baseline, loaded and warm, with what is needed to time them.
 
     The method is loaded and warmed first and alone, so that ``method_bytes`` is what it needs by itself: its models,
-    and the cache that it keeps. For a drafter the target is shared with the baseline and counts as the method's.
+    and the cache that it keeps. What runs on the target too, as a drafter does, shares it with the baseline, and it
+    counts as the method's.
 
     Args:
         spec: the cell.
@@ -106,17 +107,15 @@ class Bench:
         self.meter = MemoryMeter(*self.devices)
         self.power = meter_of(self.devices)
         self.sampling = Sampling(**spec.sampling)
-        floor = self.meter.resident()
-        if METHODS[spec.method].kind != "drafter":
-            self.method: Generates = self.load_other()
-            self.warm_up(self.method, requests)
-            self.method_bytes = self.meter.resident() - floor
+        floor, entry = self.meter.resident(), METHODS[spec.method]
+        needs_target = entry.kind == "drafter" or entry.twin_chooses
+        if needs_target:
             self.target = self.load_target()
-        else:
+        self.method = self.load_method()
+        self.warm_up(self.method, requests)
+        self.method_bytes = self.meter.resident() - floor
+        if not needs_target:
             self.target = self.load_target()
-            self.method = build_decoder(spec.method, spec.options, self.target, spec.parts, self.sampling)
-            self.warm_up(self.method, requests)
-            self.method_bytes = self.meter.resident() - floor
         self.baseline = SpeculativeDecoder(self.target, AutoregressiveDrafter(), self.sampling)
         self.warm_up(self.baseline, requests)
         self.meet_shapes = [each for each in (self.baseline, self.method) if meets_shapes_anew(each)]
@@ -124,12 +123,15 @@ class Bench:
         self.limits = measure_limits(self.device, self.precision.arithmetic)
         settle()
 
-    def load_other(self) -> Generates:
-        """Load what brings a model of its own: a peer, or a parallel generator."""
-        spec = self.spec
+    def load_method(self) -> Generates:
+        """Load what is to be timed, on the target where it is there already."""
+        spec, entry = self.spec, METHODS[self.spec.method]
+        if entry.kind == "drafter":
+            return build_decoder(spec.method, spec.options, self.target, spec.parts, self.sampling)
         where: dict[str, Any] = {"precision": self.precision, "device": self.device, "sampling": self.sampling}
-        if METHODS[spec.method].kind == "generator":
-            return build_generator(spec.method, spec.options, spec.parts, **where)
+        if entry.kind == "generator":
+            twin = self.target if entry.twin_chooses else None
+            return build_generator(spec.method, spec.options, spec.parts, **where, twin=twin)
         return build_peer(spec.method, spec.options, spec.model_dir, spec.parts, device_map=spec.device_map, **where)
 
     def load_target(self) -> TargetModel:

@@ -55,7 +55,7 @@ def part_bytes_of(method: Generates) -> int:
 def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> dict[str, Any]:
     """Return what goes into ``cell.json``."""
     spec, kind = bench.spec, METHODS[bench.spec.method].kind
-    # A generator's forward passes are its own model's; all others' are the target's.
+    # A generator's forward passes are its own model's, or of a twin as large that chooses; all others' the target's.
     model = bench.method.target if kind == "generator" else bench.target  # type: ignore[attr-defined]
     ours, part_bytes = kind == "drafter", part_bytes_of(bench.method)
     widest = bench.method.drafter.max_width if isinstance(bench.method, SpeculativeDecoder) else 1

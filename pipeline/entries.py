@@ -30,6 +30,7 @@ class Method:
     parts that it cannot do without. ``acceptance`` is ``module:name`` of a lossy rule, with ``acceptance_options`` like
     ``options``. ``also`` are modules that it only imports when it is built. ``needs`` says which parts it needs where
     that depends on its options. ``check`` raises ValueError where options that are right one by one do not go together.
+    ``twin_chooses`` says that a generator is built with its autoregressive twin, which has a part in what it writes.
     """
 
     target: str
@@ -43,6 +44,7 @@ class Method:
     acceptance_options: Mapping[str, Any] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     needs: Callable[[Mapping[str, Any]], tuple[Part, ...]] | None = None
+    twin_chooses: bool = False
 
     @property
     def modules(self) -> tuple[str, ...]:

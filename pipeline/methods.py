@@ -100,10 +100,12 @@ def build_generator(
     precision: Precision,
     device: torch.device,
     sampling: Sampling,
+    twin: TargetModel | None = None,
 ) -> ParallelGenerator:
     """Return a model that generates in parallel, loaded from the weights that ``method`` names.
 
-    It draws its tokens as its twin does, by ``sampling``, where ``options`` say nothing else.
+    It draws its tokens as its twin does, by ``sampling``, where ``options`` say nothing else. ``twin`` is for a method
+    that cannot do without.
 
     Raises:
         ValueError: an option is out of range, the weights are to be in int8, or it cannot sample in this way.
@@ -111,13 +113,16 @@ def build_generator(
     if precision.weights is not None:
         raise ValueError(f"{method}: weights in {precision.weights} are for models of the autoregressive engine alone")
     entry = find(method, METHODS, "method")
+    if entry.twin_chooses and twin is None:
+        raise ValueError(f"{method} cannot do without its autoregressive twin")
     (weights,) = entry.parts
     asked = {name: value for name, value in asdict(sampling).items() if value != getattr(Sampling(), name)}
     for name, value in asked.items():
         if name not in entry.options:
             raise ValueError(f"{method} cannot sample with {name}={value}: it has no such option")
+    given = asked | dict(options) | dict(entry.fixed) | ({"twin": twin} if entry.twin_chooses else {})
     generator: ParallelGenerator = import_target(entry.target).from_pretrained(
-        parts[weights], dtype=precision.arithmetic, device=device, **(asked | dict(options)), **entry.fixed
+        parts[weights], dtype=precision.arithmetic, device=device, **given
     )
     return generator
 

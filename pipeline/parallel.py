@@ -79,6 +79,22 @@ def _drafter(weights: str) -> Method:
     )
 
 
+def _reranked(weights: str) -> Method:
+    """Return the method in which the twin chooses among the likeliest texts of the generator's slots."""
+    fixed = _as_trained(weights).fixed
+    own = {name: kind for name, kind in SHUFFLE.items() if name not in {"temperature", *fixed}}
+    return Method(
+        "shuffle.shufflelm.reranked:RerankedGenerator",
+        lossless=False,
+        kind="generator",
+        options={**own, "num_candidates": PositiveInt},
+        parts=(weights,),
+        fixed=fixed,
+        twin_chooses=True,
+    )
+
+
+RERANKED = ("shufflelm", "shufflelm_from_twin", "shufflelm_from_twin_ctc", "shufflelm_from_twin_ctc_upsampled")
 PARALLEL_METHODS: Mapping[str, Method] = {
     **{weights: _as_trained(weights) for weights in GENERATORS},
     "shufflelm_assignment": _generator("shufflelm", shuffle_strategy="assignment"),
@@ -95,5 +111,6 @@ PARALLEL_METHODS: Mapping[str, Method] = {
         for weights in ("twostream", "twostream_from_twin")
         for n in GROUPS
     },
+    **{f"{weights}_reranked": _reranked(weights) for weights in RERANKED},
     **{f"{weights}_draft": _drafter(weights) for weights in ("shufflelm", "diffusion", "twostream")},
 }

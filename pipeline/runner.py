@@ -100,13 +100,13 @@ class Runner:
             if reason := error_of(folder):
                 raise UserError(reason)
         where: dict[str, Any] = {"precision": self.precision, "device": self.device, "sampling": sampling}
-        kind = find(name, METHODS, "method").kind
+        entry = find(name, METHODS, "method")
         try:
-            if kind == "drafter":
+            if entry.kind == "drafter":
                 return build_decoder(name, options, self.target, parts, sampling)
-            if kind == "peer":
+            if entry.kind == "peer":
                 return build_peer(name, options, self.model_dir, parts, **where)
-            return build_generator(name, options, parts, **where)
+            return build_generator(name, options, parts, **where, twin=self.target if entry.twin_chooses else None)
         except ValueError as error:
             raise UserError(f"{name}: {error}") from error
 
@@ -160,8 +160,8 @@ class Runner:
 def counted(method: str, runs: Sequence[Generation]) -> tuple[int, float]:
     """Return the steps of generations and the tokens per step, as the benchmark's table counts them.
 
-    Prefill and the token that it gives are no step; but of a parallel generator every pass is one, since all settle
-    tokens. Without a step, 0.
+    Prefill and the token that it gives are no step; but of a parallel generator every pass is one, since none only
+    reads the prompt. Without a step, 0.
     """
     if find(method, METHODS, "method").kind == "generator":
         steps, tokens = sum(run.target_forwards for run in runs), sum(run.num_new_tokens for run in runs)

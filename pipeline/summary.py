@@ -71,8 +71,9 @@ def summarise(
         part_bytes: bytes of weights that one forward pass of the draft model, or of the heads, reads.
         processor_cache_bytes: size of the device's last cache, if known. Weights that fit into it are not read from
             memory again, so that there is no share of its speed to tell.
-        is_parallel: the method is a model that generates in parallel. All its passes settle tokens, so that its tokens
-            per step are those of all passes; its operations, which depend on the width of its blocks, are not counted.
+        is_parallel: the method is a model that generates in parallel. No pass of it only reads the prompt, so that its
+            tokens per step are those of all passes; its operations, which depend on the width of its blocks, are not
+            counted.
         parts_each_step: the parts are heads, read once a step; False for a draft model, which counts its passes.
         run_to_run: see :func:`pipeline.statistics.paired_speedup`.
     """

@@ -22,6 +22,7 @@ from typing import Any, Self
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
 from decoding.options import at_least
 from shuffle.passes import ParallelGenerator
+from shuffle.scoring import check_twin
 
 REACH = 3  # places that a draft may be ahead of the text, or behind it, after the two have parted
 
@@ -80,9 +81,7 @@ class OutputDrafter:
         loaded: Any = getattr(importlib.import_module(module), name).from_pretrained(
             *parts.values(), dtype=target.dtype, device=target.device
         )
-        if loaded.model.config.vocab_size != target.vocab_size:
-            theirs = loaded.model.config.vocab_size
-            raise ValueError(f"the generator has {theirs} tokens, the target {target.vocab_size}: not its twin")
+        check_twin(loaded.model, target)
         return cls(loaded, loaded.target.max_context, num_draft_tokens, max_text)
 
     @property

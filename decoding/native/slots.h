@@ -25,11 +25,11 @@ struct SlotHeads {
     Linear readout, head;    // 2 M angles and a keep logit; V logits
 };
 
-// Out, of the n slots that are kept, in their order, which are ``kept``: scores [n, J] and their mean positions ``expected``
-// (where M is not 0), and logits [n, V] or, where these are null, the likeliest token of each.
+// Out, of the n slots that are kept, in their order, which are ``kept``: their keep logits, scores [n, J] and their mean
+// positions ``expected`` (where M is not 0), and logits [n, V] or, where these are null, the likeliest token of each.
 struct Said {
     int64_t *kept, *tokens;
-    float *scores, *expected, *logits;
+    float *keep, *scores, *expected, *logits;
 };
 }
 
@@ -162,6 +162,7 @@ struct Heads : Slots<W> {
         for (int64_t k = 0; k < K; k++)
             if (keep_of(k) >= m.least) said.kept[count++] = k;
         if (!count) said.kept[count++] = best;
+        for (int64_t n = 0; n < count; n++) said.keep[n] = keep_of(said.kept[n]);
         for (int64_t n = 0; m.frequencies && n < count; n++) {
             float* scores = said.scores + n * m.positions;
             score_positions(read + said.kept[n] * m.readout.n, 2 * m.frequencies, m.places, m.positions, scores);

@@ -178,7 +178,10 @@ COLUMNS: dict[str, pa.Column] = {
     "accepted_draft_tokens": whole("tokens", "drafted tokens that the target model accepted", ge=0),
     "candidate_tokens": whole("tokens", "drafted tokens that the target model verified", ge=0),
     "target_forwards": whole(
-        "forwards", "forward passes of the target model, or of the model that generates in parallel", ge=0
+        "forwards",
+        "forward passes of the target model, or of the model that generates in parallel and of a twin that chooses "
+        "among its texts",
+        ge=0,
     ),
     "decode_steps": whole(
         "steps",
@@ -212,7 +215,10 @@ COLUMNS: dict[str, pa.Column] = {
         ge=0,
     ),
     "part_bytes": whole(
-        "bytes", "bytes of weights that one forward pass of the draft model, or of the heads, reads; 0 without", ge=0
+        "bytes",
+        "bytes of weights that one forward pass of the draft model, of the heads, or of a twin that chooses among "
+        "texts, reads; 0 without",
+        ge=0,
     ),
     "cache_bytes": whole(
         "bytes", "our engine's key-value cache, preallocated for the cell's longest prompt; empty for peers", ge=0

@@ -6,35 +6,25 @@ energy looks at the whole,
     E(y) = -1/T * sum_i log p(y_i | x, y without i)
 
 the pseudo-log-likelihood a token (Salazar et al. 2020): each token masked in turn, given the others of its block and
-the blocks before. An autoregressive model's ``log p(y_i | x, y before i)`` does as well (EDLM: Xu et al. 2025). Either
-is a *scorer*, which returns the logarithm for each token: their mean ranks texts, the lowest are masked and denoised
-again.
+the blocks before. An autoregressive model's ``log p(y_i | x, y before i)`` does as well (:mod:`shuffle.scoring`). Their
+mean ranks texts, the lowest are masked and denoised again.
 
 Example::
 
     scores = pseudo_log_likelihoods(model, prompt_ids, texts)
-    best = min(range(len(texts)), key=lambda i: energy(scores[i]))
+    best = min(range(len(texts)), key=lambda i: energy(scores[i]))       # shuffle.scoring.energy
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from shuffle.diffusion.model import DiffusionTransformer
 from shuffle.examples import padded
-
-# Prompt ids and texts to the log-probability of each text's tokens.
-Scorer = Callable[[Sequence[int], Sequence[Sequence[int]]], list[Tensor]]
-
-
-def energy(scores: Float[Tensor, " t"]) -> float:
-    """Return the energy of a text from its tokens' log-probabilities: nats a token, lower is better."""
-    return -float(scores.mean())
 
 
 def hide_worst(text: Sequence[int], scores: Float[Tensor, " t"], share: float, mask_id: int) -> list[int]:
@@ -75,17 +65,3 @@ def pseudo_log_likelihoods(
     logits = model.head(hidden.unflatten(0, (len(texts), length))[:, copy, place])
     scores = torch.log_softmax(logits.float(), -1).gather(-1, target[..., None])[..., 0]
     return [row[: len(text)] for row, text in zip(scores, texts, strict=True)]
-
-
-def causal_scorer(model: PreTrainedModel) -> Scorer:
-    """Return the scorer of a causal language model of transformers, the autoregressive twin for one."""
-
-    @torch.inference_mode()
-    def score(prompt_ids: Sequence[int], texts: Sequence[Sequence[int]]) -> list[Tensor]:
-        rows = padded([[*prompt_ids, *text] for text in texts], 0).to(model.device)
-        # Padding is behind every token that counts, where a causal model does not look.
-        logits = model(rows[:, :-1]).logits[:, len(prompt_ids) - 1 :].float()
-        scores = torch.log_softmax(logits, -1).gather(-1, rows[:, len(prompt_ids) :, None])[..., 0]
-        return [row[: len(text)] for row, text in zip(scores, texts, strict=True)]
-
-    return score

@@ -29,11 +29,12 @@ from decoding.cache import KVCache
 from decoding.options import at_least
 from decoding.requests import ReusedCache, check_request
 from decoding.stopping import NO_STRINGS, Ending
-from shuffle.diffusion.energy import Scorer, causal_scorer, energy, hide_worst, pseudo_log_likelihoods
+from shuffle.diffusion.energy import hide_worst, pseudo_log_likelihoods
 from shuffle.diffusion.model import DiffusionTransformer
 from shuffle.diffusion.sampler import Denoising, Predict, Rows, denoise
 from shuffle.examples import padded
 from shuffle.passes import PassClock, reads_one_by_one
+from shuffle.scoring import Scorer, causal_scorer, energy
 
 HIDDEN_SHARE = 0.25  # of a text's tokens are denoised again in an energy round
 

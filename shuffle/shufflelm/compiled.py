@@ -41,7 +41,7 @@ class _Heads(Structure):
 
 
 class _Said(Structure):
-    _fields_ = tuple((name, c_void_p) for name in ("kept", "tokens", "scores", "expected", "logits"))
+    _fields_ = tuple((name, c_void_p) for name in ("kept", "tokens", "keep", "scores", "expected", "logits"))
 
 
 class Said(NamedTuple):
@@ -53,6 +53,7 @@ class Said(NamedTuple):
         logits: over the vocabulary, ``[n, V]``, or None.
         scores: of each position, ``[n, J]``; None without a position head.
         expected: each one's mean position; none without a position head.
+        keep: each one's logit of being kept.
     """
 
     kept: list[int]
@@ -60,6 +61,7 @@ class Said(NamedTuple):
     logits: Float[Tensor, "n v"] | None
     scores: Float[Tensor, "n j"] | None
     expected: list[float]
+    keep: Float[Tensor, " n"]
 
 
 class CompiledHeads:
@@ -125,9 +127,9 @@ class CompiledHeads:
         slots, positions = len(hidden), self._heads.positions
         hidden = hidden.contiguous()
         kept, tokens = torch.empty(2, slots, dtype=torch.int64)
-        scores, expected = torch.empty(slots, positions), torch.empty(slots)
+        scores, expected, keep = torch.empty(slots, positions), torch.empty(slots), torch.empty(slots)
         logits = torch.empty(slots, self._heads.head.n) if self._with_logits else None
-        addresses = [tensor.data_ptr() for tensor in (kept, tokens, scores, expected)]
+        addresses = [tensor.data_ptr() for tensor in (kept, tokens, keep, scores, expected)]
         said = _Said(*addresses, None if logits is None else logits.data_ptr())
         pointers = (c_void_p(hidden.data_ptr()), c_int64(slots), c_void_p(self._scratch.data_ptr()))
         count = self._say(byref(self._heads), *pointers, byref(said))
@@ -137,4 +139,5 @@ class CompiledHeads:
             None if logits is None else logits[:count],
             scores[:count] if positions else None,
             expected[:count].tolist() if positions else [],
+            keep[:count],
         )

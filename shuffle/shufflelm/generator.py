@@ -72,7 +72,7 @@ class ShuffleGenerator:
         rows = rows.detach()[: self._vocab_size]
         self._compiled, self._head = None, None
         if self.target.native is not None:
-            self._compiled = CompiledHeads(self.model, self.ordering, rows, with_logits=temperature != 0)
+            self._compiled = self._compiled_heads(rows)
         elif len(self.model.mixers):  # the engine's own head reads what no mixer has mixed
             self._head = make_linear(rows)
         self._slot_ids = [model.special_id(k) for k in range(model.config.max_parallel_tokens)]
@@ -115,8 +115,8 @@ class ShuffleGenerator:
         text: list[int] = []
         while True:
             context = [*prompt_ids, *text]
-            block = self._block(context, cache, generator)
-            text += ends_last(block, self.target.end_token_ids)
+            block = self._chosen(context, self._read(context, cache), generator, clock)
+            text += block
             cut = end_of(text, len(block), ending, self._num_slots(len(context)))
             clock.tick(len(block), first_is_known=True)
             if cut.ended or not has_room(self.model, len(prompt_ids), cut.kept, max_new_tokens):
@@ -134,7 +134,7 @@ class ShuffleGenerator:
         Raises:
             ValueError: a prompt is empty, or it and the slots or the limit exceed the context.
         """
-        if reads_one_by_one(self.target):
+        if not self.goes_abreast or reads_one_by_one(self.target):
             for prompt in prompts:  # all of them, before any text is begun
                 check_prompt(self.model, prompt, max_new_tokens)
             return [self.generate(p, max_new_tokens=max_new_tokens, generator=generator).output_ids for p in prompts]
@@ -157,8 +157,12 @@ class ShuffleGenerator:
         shares: Tensor = self.model.copied_shares(real, self.model.config.num_slots(length))[0]
         return shares.to(self.target.dtype)
 
-    def _block(self, context: list[int], cache: KVCache, generator: torch.Generator | None) -> list[int]:
-        """Run one pass behind what ``cache`` holds of the ``context``; return the tokens that it gives, in order."""
+    def _compiled_heads(self, rows: Float[Tensor, "v d"]) -> CompiledHeads:
+        """Lay the heads out, that of the vocabulary being ``rows``."""
+        return CompiledHeads(self.model, self.ordering, rows, with_logits=self.temperature != 0)
+
+    def _read(self, context: list[int], cache: KVCache) -> TreeOutput:
+        """Run one pass behind what ``cache`` holds of the ``context``; return what it makes of the slots."""
         first, end, slots = cache.length, len(context), self._num_slots(len(context))
         width = end - first + slots
         if self.model.config.source_copy:
@@ -179,8 +183,14 @@ class ShuffleGenerator:
         )
         if is_causal:
             cache.keep(range(end - first))  # no later row changes them
+        return output
+
+    def _chosen(
+        self, context: list[int], output: TreeOutput, generator: torch.Generator | None, clock: PassClock
+    ) -> list[int]:
+        """Return the tokens that a pass gives, in order, its end tokens last."""
         order, tokens = self._said(output, generator)
-        return [tokens[place] for place in self.ordering.spoken(order, tokens)]
+        return ends_last([tokens[place] for place in self.ordering.spoken(order, tokens)], self.target.end_token_ids)
 
     def _said(self, output: TreeOutput, generator: torch.Generator | None) -> tuple[Sequence[int], Sequence[int]]:
         """Return the kept slots in the order of the text, and what they say."""

@@ -207,7 +207,7 @@ def test_the_ngrams_limits_are_checked_against_the_methods_own_defaults() -> Non
 
 
 GIVEN = {"self", "target", "parts", "sampling", "draft", "model", "end_token_ids", "assistant"}
-GIVEN |= {"dtype", "device", "scorer", "adaptive_steps", "rules"}  # of generators
+GIVEN |= {"dtype", "device", "scorer", "twin", "adaptive_steps", "rules"}  # of generators
 PARALLEL = [name for name, method in METHODS.items() if method.kind == "generator"]
 ON_MODELS = [name for name in METHODS if name not in PARALLEL]
 TWIN = {"task": "verbalized_plain", "num_prompts": 2, "max_new_tokens": 8, "methods": {"autoregressive": {}}}

@@ -75,7 +75,7 @@ def run(method: str, twin: Path, part: Path, folder: Path) -> tuple[dict[str, An
     return json.loads((folder / "cell" / "cell.json").read_text()), [json.loads(line) for line in records]
 
 
-@pytest.mark.parametrize("method", ["shufflelm", "diffusion_2_passes", "twostream"])
+@pytest.mark.parametrize("method", ["shufflelm", "shufflelm_reranked", "diffusion_2_passes", "twostream"])
 def test_a_generators_cell_tells_its_passes_and_its_batch(
     method: str, twin: Path, weights: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -93,7 +93,10 @@ def test_a_generators_cell_tells_its_passes_and_its_batch(
     passes = sum(record["method"]["target_forwards"] for record in records)
     assert summary["target_forwards"] == passes
     assert summary["tokens_per_step"] == pytest.approx(tokens / passes)
-    generator = import_target(METHODS[method].target).from_pretrained(weights[name], **METHODS[method].fixed)
+    given = dict(METHODS[method].fixed)
+    if METHODS[method].twin_chooses:
+        given["twin"] = TargetModel.from_pretrained(twin)
+    generator = import_target(METHODS[method].target).from_pretrained(weights[name], **given)
     for record, request in zip(records, requests(4), strict=True):
         alone = generator.generate(request["prompt_ids"], max_new_tokens=20)
         assert record["method"]["output_ids"] == list(alone.output_ids)

@@ -10,9 +10,10 @@ import torch
 
 from decoding import StopStrings
 from shuffle.diffusion.config import DiffusionConfig
-from shuffle.diffusion.energy import energy, pseudo_log_likelihoods
+from shuffle.diffusion.energy import pseudo_log_likelihoods
 from shuffle.diffusion.generator import DiffusionGenerator
 from shuffle.diffusion.model import DiffusionTransformer
+from shuffle.scoring import energy
 
 EOS, V, CONTEXT, L = 2, 24, 64, 4
 RNG = random.Random(5)

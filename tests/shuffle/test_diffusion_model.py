@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from shuffle.diffusion.config import DiffusionConfig
-from shuffle.diffusion.energy import causal_scorer, energy, hide_worst, pseudo_log_likelihoods
+from shuffle.diffusion.energy import hide_worst, pseudo_log_likelihoods
 from shuffle.diffusion.model import DiffusionTransformer, hide, mask_ratios
 from shuffle.examples import Example
+from shuffle.scoring import causal_scorer, energy
 
 EOS, L = 2, 4
 SHAPE = {"vocab_size": 24, "hidden_size": 32, "num_layers": 2, "max_position_embeddings": 64}

@@ -58,6 +58,8 @@ def same(model: ShuffleLM, hidden: torch.Tensor, threshold: float, close: float)
     assert drawn.logits is not None
     torch.testing.assert_close(drawn.logits, logits[greedy.kept], atol=close, rtol=close)
     assert greedy.tokens == drawn.logits.argmax(-1).tolist()
+    torch.testing.assert_close(greedy.keep, keep[greedy.kept], atol=close, rtol=close)
+    assert torch.equal(greedy.keep, drawn.keep)
     if scores is None:
         assert (greedy.scores, greedy.expected) == (None, [])
         return len(greedy.kept)
