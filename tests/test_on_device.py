@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from baselines.autoregressive import AutoregressiveDrafter
 from decoding import CandidateTree, Sampling, SpeculativeDecoder, StopStrings, TargetModel
@@ -31,7 +30,6 @@ from pipeline.power import figures, meter_of
 from pipeline.precision import precision_of
 from pipeline.record import Journal
 from pipeline.registry import METHODS
-from shuffle.backbone import BackboneConfig
 from shuffle.diffusion.config import DiffusionConfig
 from shuffle.diffusion.model import DiffusionTransformer
 from shuffle.passes import GoesAbreast, reads_one_by_one
@@ -210,22 +208,6 @@ def test_generators_write_what_they_write_on_a_cpu_alone_and_in_a_batch(
     if not reads_one_by_one(found.target):
         draws = torch.Generator().manual_seed(0)
         assert found.generate_batch(PROMPTS, max_new_tokens=LIMIT, generator=draws) == batches[1]
-
-
-def test_a_twin_on_the_device_chooses_what_it_chooses_on_a_cpu(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = GENERATORS["shufflelm"]()
-    model.save_pretrained(tmp_path / "shufflelm")
-    LlamaForCausalLM(BackboneConfig(**SHAPE, initializer_range=0.4).llama()).save_pretrained(tmp_path / "twin")
-    texts = []
-    for device in (DEVICE, torch.device("cpu")):
-        twin = TargetModel.from_pretrained(tmp_path / "twin", device=device)
-        given: dict[str, Any] = {"precision": precision_of("float32"), "device": device, "sampling": Sampling()}
-        parts = {"shufflelm": tmp_path / "shufflelm"}
-        generator = build_generator("shufflelm_reranked", {}, parts, **given, twin=twin)
-        texts.append([text_of(generator, prompt) for prompt in PROMPTS])
-        assert generator.generate_batch(PROMPTS, max_new_tokens=LIMIT) == texts[-1]
-    assert texts[0] == texts[1]
 
 
 def test_many_texts_at_once_are_those_written_alone(folder: Path) -> None:

@@ -136,17 +136,21 @@ def test_the_twin_chooses_among_the_likeliest_texts(
     assert changed
 
 
+CARD = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no card here"))
+
+
+@pytest.mark.parametrize("device", ["cpu", CARD])
 @pytest.mark.parametrize("own", KINDS)
 def test_without_the_compiled_engine_it_writes_the_same(
-    twin: tuple[TargetModel, LlamaForCausalLM], monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]
+    twin: tuple[TargetModel, LlamaForCausalLM], monkeypatch: pytest.MonkeyPatch, own: dict[str, Any], device: str
 ) -> None:
     model = unsure(1.0, **own)
     here = RerankedGenerator(model, twin=twin[0])
     texts = [here.generate(prompt, max_new_tokens=7).output_ids for prompt in PROMPTS]
     engine = ParallelModel.engine
     monkeypatch.setattr(ParallelModel, "engine", lambda self, dtype, device: engine(self, dtype, device, "eager"))
-    eager = TargetModel.from_pretrained(twin[0].folder or "", engine="eager")
-    there = RerankedGenerator(model, twin=eager)
+    eager = TargetModel.from_pretrained(twin[0].folder or "", engine="eager", device=device)
+    there = RerankedGenerator(model, twin=eager, device=device)
     assert there.target.native is None
     assert [there.generate(prompt, max_new_tokens=7).output_ids for prompt in PROMPTS] == texts
     assert there.generate_batch(PROMPTS, max_new_tokens=7) == texts
