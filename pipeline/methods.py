@@ -108,7 +108,8 @@ def build_generator(
     that cannot do without.
 
     Raises:
-        ValueError: an option is out of range, the weights are to be in int8, or it cannot sample in this way.
+        ValueError: an option is out of range, the weights are to be in int8, it cannot sample in this way, or a twin is
+            needed and not given.
     """
     if precision.weights is not None:
         raise ValueError(f"{method}: weights in {precision.weights} are for models of the autoregressive engine alone")

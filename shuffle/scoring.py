@@ -8,8 +8,7 @@ text gives for all of it at once. Reranking by it is noisy parallel decoding (Gu
 Example::
 
     score = engine_scorer(twin)                                       # on the decoding engine, all texts in one pass
-    scores = score(prompt_ids, texts)
-    best = min(range(len(texts)), key=lambda i: energy(scores[i]))
+    best = texts[least_energy(score(prompt_ids, texts))]
 """
 
 from __future__ import annotations
@@ -43,6 +42,11 @@ def check_twin(model: PreTrainedModel, target: TargetModel) -> None:
 def energy(scores: Float[Tensor, " t"]) -> float:
     """Return the energy of a text from its tokens' log-probabilities: nats a token, lower is better."""
     return -float(scores.mean())
+
+
+def least_energy(scores: Sequence[Float[Tensor, " t"]]) -> int:
+    """Return which of several texts fits best, by their tokens' log-probabilities; of equals the first."""
+    return min(range(len(scores)), key=lambda i: energy(scores[i]))
 
 
 def causal_scorer(model: PreTrainedModel) -> Scorer:

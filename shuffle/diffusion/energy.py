@@ -11,8 +11,7 @@ mean ranks texts, the lowest are masked and denoised again.
 
 Example::
 
-    scores = pseudo_log_likelihoods(model, prompt_ids, texts)
-    best = min(range(len(texts)), key=lambda i: energy(scores[i]))       # shuffle.scoring.energy
+    best = texts[least_energy(pseudo_log_likelihoods(model, prompt_ids, texts))]      # of shuffle.scoring
 """
 
 from __future__ import annotations

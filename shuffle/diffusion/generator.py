@@ -34,7 +34,7 @@ from shuffle.diffusion.model import DiffusionTransformer
 from shuffle.diffusion.sampler import Denoising, Predict, Rows, denoise
 from shuffle.examples import padded
 from shuffle.passes import PassClock, reads_one_by_one
-from shuffle.scoring import Scorer, causal_scorer, energy
+from shuffle.scoring import Scorer, causal_scorer, least_energy
 
 HIDDEN_SHARE = 0.25  # of a text's tokens are denoised again in an energy round
 
@@ -278,7 +278,7 @@ class DiffusionGenerator:
         texts = self._abreast([prompt_ids] * self.num_candidates, ending, generator, clock=clock)
         for rounds_left in reversed(range(self.energy_rounds + 1)):
             scores = self.scorer(prompt_ids, texts)
-            best = min(range(len(texts)), key=lambda i: energy(scores[i]))
+            best = least_energy(scores)
             clock.tick(0 if rounds_left else len(texts[best]), not rounds_left)
             if rounds_left:
                 draft = hide_worst(texts[best], scores[best], HIDDEN_SHARE, self.mask_id)

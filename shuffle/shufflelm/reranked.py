@@ -29,7 +29,7 @@ from decoding import TargetModel
 from decoding.options import at_least
 from decoding.target import TreeOutput
 from shuffle.passes import PassClock
-from shuffle.scoring import check_twin, energy, engine_scorer
+from shuffle.scoring import check_twin, engine_scorer, least_energy
 from shuffle.shufflelm.blocks import ends_last
 from shuffle.shufflelm.compiled import CompiledHeads, Said
 from shuffle.shufflelm.ctc import log_probabilities
@@ -95,8 +95,7 @@ class RerankedGenerator(ShuffleGenerator):
             blocks.setdefault(as_judged(block, ends, self._first_end, most), block)
         judged = list(blocks)[: self.num_candidates]
         clock.tick(0, first_is_known=False)
-        scores = self._score(context, judged)
-        return blocks[judged[min(range(len(judged)), key=lambda i: energy(scores[i]))]]
+        return blocks[judged[least_energy(self._score(context, judged))]]
 
     def _all(self, output: TreeOutput) -> Said:
         """Return what the slots say, those too that would be dropped, if there is any chance of their being kept."""

@@ -14,8 +14,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from decoding import TargetModel
+from decoding import Sampling, TargetModel
 from pipeline.batch_speed import TRIALS, in_turn, measure_batch
+from pipeline.methods import build_generator
+from pipeline.precision import precision_of
 from pipeline.registry import METHODS, import_target
 from shuffle.backbone import BackboneConfig
 from shuffle.diffusion.config import DiffusionConfig
@@ -110,6 +112,12 @@ def test_a_generator_that_could_not_be_trained_is_a_row_with_the_reason(twin: Pa
     summary, _ = run("shufflelm", twin, part, tmp_path)
     assert summary["status"] == "failed"
     assert summary["reason"] == "no pairs here"
+
+
+def test_a_method_whose_twin_chooses_is_not_built_without_one(weights: dict[str, Path]) -> None:
+    given: dict[str, Any] = {"precision": precision_of("float32"), "device": torch.device("cpu")}
+    with pytest.raises(ValueError, match="shufflelm_reranked cannot do without its autoregressive twin"):
+        build_generator("shufflelm_reranked", {}, weights, **given, sampling=Sampling())
 
 
 def test_a_batch_has_the_tokens_of_its_prompts(twin: Path, weights: dict[str, Path]) -> None:
