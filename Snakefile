@@ -22,7 +22,7 @@ include: "pipeline/rules/images.smk"
 
 
 localrules: all, collect, benchmark_table, paper_tables, tables, answers, figures, overview, traces, training_curves
-localrules: curves, strata, pages, gate, exactness, image_collect, image_figures, image_sheet, image_table
+localrules: list_cells, curves, strata, pages, gate, exactness, image_collect, image_figures, image_sheet, image_table
 
 
 rule all:

@@ -1,9 +1,9 @@
 """A draft model: a small model of the target's vocabulary, kept in step with a text that the target decides on.
 
-It runs on the target's own engine: the same forward pass, the same preallocated cache. What drafting reads into that
-cache is kept where verification agrees and taken back where it does not, so that after a step at most one token of the
-text is missing: the draft's last one, when all were accepted. That token is not worth a forward pass of its own: it is
-read as a row ahead of the next tree.
+It runs as the target does: the same forward pass, a preallocated cache. What drafting reads into that cache is kept
+where verification agrees and taken back where it does not, so that after a step few tokens of the text are missing: the
+draft's last one, when all of a chain were accepted, or an accepted phrase of Ouroboros's. They are not worth a forward
+pass of their own: they are read as rows ahead of the next tree.
 
 A vocabulary of tens of thousands of words makes the LM head the larger half of a small model. Most text uses few of
 them, so the head may be restricted to a *shortlist*, the rows of frequent tokens (FR-Spec: Zhao et al. 2025); the
@@ -83,7 +83,12 @@ class DraftModel:
         folder = Path(folder)
         check_same_vocabulary(folder, target_folder=target.folder, vocab_size=target.vocab_size)
         model = TargetModel.from_pretrained(
-            folder, dtype=target.dtype, device=target.device, decode_width=None, weights=target.weight_type
+            folder,
+            dtype=target.dtype,
+            device=target.device,
+            decode_width=None,
+            engine="auto" if target.native else "eager",
+            weights=target.weight_type,
         )
         common = min(model.vocab_size, target.vocab_size)
         if use_shortlist and (folder / "shortlist.json").exists():

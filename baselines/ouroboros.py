@@ -20,7 +20,8 @@ The draft model reads each of its trees (:mod:`baselines.lookahead`) greedily, a
 suffixes are thus deterministic, ``draft_probabilities`` is None and verification is exact in both modes.
 
 Unlike the authors' code: what the draft model's last forward pass drafts beyond gamma is kept as a part of the draft
-(it is paid for), and branches with the same beginning share nodes. With ``warm_start`` the pool is kept from prompt to
+(it is paid for), branches with the same beginning share nodes, and by default the pool also holds the phrases of prompt
+and text (``pool_from_prompt``). With ``warm_start`` the pool is kept from prompt to
 prompt; the speed then depends on the prompts that came before, so it is a method of its own in the tables.
 
 Example::
@@ -129,6 +130,8 @@ class OuroborosDrafter:
         Raises:
             ValueError: the draft model does not go with the target, or an option is out of range.
         """
+        if "draft" not in parts:
+            raise ValueError("ouroboros needs a draft model (parts: draft)")
         return cls(
             DraftModel.from_pretrained(parts["draft"], target=target, use_shortlist=use_shortlist),
             target.end_token_ids,

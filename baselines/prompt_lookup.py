@@ -7,6 +7,9 @@ Yang et al. 2023, "Inference with Reference"). No model, no training.
 What followed may reach the end of the context; the copy then goes on over the draft itself, so that a text that goes
 round in a loop, however short, is drafted as far as the draft may go.
 
+Unlike Saxena's code, which copies the earliest occurrence with a whole draft behind it: the latest one is copied, as
+far as the draft may go.
+
 An index from each n-gram to where it last ended is kept as the context grows, so a look-up costs the n-gram's hash and
 not a scan of the context.
 

@@ -104,6 +104,8 @@ class SpeculativeDrafter:
         Raises:
             ValueError: the draft model does not go with the target, or an option is out of range.
         """
+        if "draft" not in parts:
+            raise ValueError("speculative decoding needs a draft model (parts: draft)")
         return cls(
             DraftModel.from_pretrained(parts["draft"], target=target, use_shortlist=use_shortlist),
             sampling,

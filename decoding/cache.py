@@ -1,8 +1,9 @@
 """The key/value cache: one buffer, allocated once, in which candidates are written and the accepted ones kept.
 
 Nothing is ever concatenated. A forward pass over a candidate tree writes its rows behind the committed prefix; after
-verification the rows of the accepted path are moved into place and the rest is forgotten by not counting it. The whole
-buffer takes part in attention under a mask, so the shapes, and with them the rounding, do not depend on the method.
+verification the rows of the accepted path are moved into place and the rest is forgotten by not counting it. In the
+eager engine the whole buffer takes part in attention under a mask, so the shapes, and with them the rounding, do not
+depend on the method; the compiled one reads the rows that count.
 
 Example::
 

@@ -22,6 +22,7 @@ Example::
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -137,7 +138,7 @@ class DecodeGraphs:
             try:
                 captured = capture(self.weights, cache, numbers)
             except RuntimeError as error:
-                self.problem = first_line(error)
+                self.problem = told_reason(error)
                 self._captured.clear()
                 return None
             self.num_captures += 1
@@ -184,6 +185,13 @@ def mask_over_buffer(
     nodes = torch.arange(capacity, device=sees.device) - length  # below 0: the prefix; from the width on: free rows
     visible = (nodes < 0) | (sees[:, nodes.clamp(0, width - 1)] & (nodes < width))
     return additive(visible, dtype)
+
+
+def told_reason(error: RuntimeError) -> str:
+    """Warn that something could not be recorded and is slower therefore; return why, in one line."""
+    reason = first_line(error)
+    warnings.warn(f"not recorded as a graph, and so run kernel by kernel: {reason}", RuntimeWarning, stacklevel=2)
+    return reason
 
 
 def first_line(error: RuntimeError) -> str:

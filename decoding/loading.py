@@ -22,9 +22,14 @@ from decoding.native import Int8Linear, NativeLinear, why_not
 
 
 def layout_for(
-    engine: str, weights: str | None, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
+    engine: str,
+    weights: str | None,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    problem: str | None = None,
 ) -> MakeLinear:
-    """Return the layout of weights that ``engine`` reads.
+    """Return the layout of weights that ``engine`` reads; ``problem`` is why the native one cannot, where it is known.
 
     Raises:
         ValueError: there is no such engine or layout, or native or int8 was asked for and cannot be.
@@ -35,7 +40,7 @@ def layout_for(
         raise ValueError(f"weights must be int8 or None, not {weights!r}")
     if weights and dtype != torch.bfloat16:
         raise ValueError(f"weights in int8 go with bfloat16, not with {str(dtype).removeprefix('torch.')}")
-    problem = "the eager one was asked for" if engine == "eager" else why_not(config, dtype, device)
+    problem = problem or ("the eager one was asked for" if engine == "eager" else why_not(config, dtype, device))
     if problem and weights:
         raise ValueError(f"weights in int8 need the native engine, which cannot run here: {problem}")
     if problem and engine == "native":

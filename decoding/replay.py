@@ -51,7 +51,7 @@ class Replayed:
             try:
                 self._recorded = Recorded(*graphs.record(self.run, inputs, self.device))
             except RuntimeError as error:
-                self.problem = graphs.first_line(error)
+                self.problem = graphs.told_reason(error)
         if self._recorded is None:
             return self.run(*(given.to(self.device) for given in inputs))
         for static, given in zip(self._recorded.inputs, inputs, strict=True):

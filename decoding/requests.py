@@ -15,17 +15,22 @@ from decoding.options import at_least
 from decoding.target import TargetModel
 
 
+class NoRoomError(ValueError):
+    """A prompt and what is to be written behind it exceed the context."""
+
+
 def check_request(prompt_ids: Sequence[int], max_new_tokens: int, max_context: int) -> None:
     """Check that there is a prompt, and room for the limit behind it.
 
     Raises:
-        ValueError: there is not.
+        ValueError: the prompt is empty, or the limit below 1.
+        NoRoomError: they exceed the context.
     """
     if not prompt_ids:
         raise ValueError("the prompt is empty")
     at_least(1, max_new_tokens=max_new_tokens)
     if len(prompt_ids) + max_new_tokens > max_context:
-        raise ValueError(
+        raise NoRoomError(
             f"a prompt of {len(prompt_ids)} tokens and max_new_tokens={max_new_tokens} exceed the context of "
             f"{max_context} tokens"
         )

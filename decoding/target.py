@@ -146,7 +146,8 @@ class TargetModel:
         """Lay out the tensors that ``read(name)`` returns, as :meth:`from_pretrained` does those of a folder."""
         device = torch.device(device)
         # The compiled engine reads one memory.
-        make = layout_for("eager" if len(devices) > 1 else engine, weights, config, dtype, device)
+        spread_over = f"the layers are on {len(devices)} devices" if len(devices) > 1 else None
+        make = layout_for(engine, weights, config, dtype, device, problem=spread_over)
         places = spread(config, devices) if len(devices) > 1 else ()
         loaded = LlamaWeights.load(config, read, dtype, devices[0] if places else device, make, places)
         width = graphs.default_decode_width(dtype, device) if decode_width == "default" else decode_width
@@ -179,8 +180,8 @@ class TargetModel:
     def capacity_for(self, num_tokens: int, tree_width: int) -> int:
         """Return the cache capacity for ``num_tokens`` whose last step may add a tree behind them.
 
-        Rounded up to 256 rows: the same for every method whose trees are no wider than 64, since the length of the
-        buffer is part of how attention rounds.
+        Rounded up to 256 rows: the same for every method whose trees are no wider than 64, since in the eager
+        engine the length of the buffer is part of how attention rounds.
         """
         widest = tree_width if self._graphs is None else self._graphs.width_of(tree_width)
         rows = num_tokens + max(widest, self.decode_width or 0, 64)
@@ -249,9 +250,9 @@ class TargetModel:
     @torch.inference_mode()
     def extend(self, cache: KVCache, tokens: Sequence[int]) -> TreeOutput:
         """Read and commit tokens of a text behind the committed ones; return the output of the last, ``[1, ...]``."""
-        logits, hidden = self.read_once(cache, CandidateTree.chain(tokens[0], tokens[1:]))
+        output = self.read_once(cache, CandidateTree.chain(tokens[0], tokens[1:]), first_row=len(tokens) - 1)
         cache.keep(range(len(tokens)))
-        return TreeOutput(logits[-1:], hidden[-1:])
+        return output
 
     @torch.inference_mode()
     def prepare(self, cache: KVCache, tree_width: int) -> None:

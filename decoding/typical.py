@@ -20,6 +20,7 @@ The text is not the target's: a method that accepts like this is named for it an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,9 +53,9 @@ class TypicalAcceptance:
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= 1:
             raise ValueError(f"epsilon must be above 0 and at most 1, not {self.epsilon}")
-        if self.delta <= 0:
+        if not self.delta > 0:  # so that NaN is refused, too
             raise ValueError(f"delta must be above 0, not {self.delta}")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
 
     def __call__(
@@ -77,25 +78,32 @@ class TypicalAcceptance:
     def _longest_path(self, tree: CandidateTree, logits: Float[Tensor, "w v"], sampling: Sampling) -> tuple[int, ...]:
         """Return the longest path of accepted nodes, the likeliest of several."""
         log_likelihood = {0: 0.0}  # of the accepted nodes; parents come before their children
-        for node, children in enumerate(tree.children):
-            if node in log_likelihood and children:
-                tokens = [tree.tokens[child] for child in children]
-                for child, likelihood in zip(children, self._accepted(logits[node], tokens, sampling), strict=True):
-                    if likelihood is not None:
-                        log_likelihood[child] = log_likelihood[node] + likelihood
+        for node, log in enumerate(self._judged(tree, logits, sampling), start=1):
+            if log > -math.inf and tree.parents[node] in log_likelihood:
+                log_likelihood[node] = log_likelihood[tree.parents[node]] + log
         node = max(log_likelihood, key=lambda node: (tree.depths[node], log_likelihood[node]))
         path = [node]
         while path[-1]:
             path.append(tree.parents[path[-1]])
         return tuple(reversed(path))
 
-    def _accepted(self, logits: Float[Tensor, " v"], tokens: list[int], sampling: Sampling) -> list[float | None]:
-        """Return the log probability of each accepted token and None for each rejected one."""
+    def _judged(self, tree: CandidateTree, logits: Float[Tensor, "w v"], sampling: Sampling) -> list[float]:
+        """Return the log probability of each node's token after its parent, without the root; -inf for a rejected one.
+
+        All nodes at once, in float32 where ``sampling`` does not bring a distribution of its own: it is a rule of thumb
+        that is asked, and a pass waits for the answer.
+        """
+        parents, tokens = list(tree.parents[1:]), list(tree.tokens[1:])
+        if not parents:
+            return []
+        inner = sorted(set(parents))
+        rows = [inner.index(parent) for parent in parents]
         if sampling.is_greedy:
-            sampling = Sampling(temperature=self.temperature)
-        probabilities = sampling.probabilities(logits)
-        entropy = torch.special.entr(probabilities).sum()
-        floor = torch.clamp(self.delta * torch.exp(-entropy), max=self.epsilon)
-        chosen = probabilities[tokens]
-        logs = torch.where(chosen > floor, chosen.log(), -torch.inf).tolist()
-        return [None if log == -torch.inf else log for log in logs]
+            logs = (logits[inner].float() / self.temperature).log_softmax(-1)
+        else:
+            logs = sampling.probabilities(logits[inner]).log()
+        finite = logs.clamp(min=torch.finfo(logs.dtype).min)  # what cannot be said adds nothing
+        entropy = -(logs.exp() * finite).sum(-1)
+        floor = torch.clamp(self.delta * torch.exp(-entropy), max=self.epsilon)[rows]
+        said = logs[rows, tokens]
+        return [float(log) for log in torch.where(said.exp() > floor, said, -torch.inf).tolist()]

@@ -95,9 +95,7 @@ def of_ended(cells: pd.DataFrame) -> list[str]:
     if not any(ended_otherwise(row) for _, row in cells.iterrows()):
         return []
     pooled = over_tasks(cells, ENDED)
-    told = ", ".join(
-        f"`{method}` {row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for method, row in pooled[:4].iterrows()
-    )
+    told = with_intervals(pooled[:4])
     return [f"**Of the texts that ended before the limit**, in both runs, over all tasks: {told}."] if told else []
 
 
@@ -111,11 +109,17 @@ def in_all(pooled: pd.DataFrame) -> str:
         told = ": it is slower than the baseline"
     elif best["low"] <= 1:
         told = ", an interval that holds 1: it was not shown to be faster than the baseline"
-    others = ", ".join(f"`{method}` {row['mean']:.2f}" for method, row in pooled.iloc[1:4].iterrows())
+    others = with_intervals(pooled[1:4])
     return (
         f"**At no loss**, `{best.name}` is fastest over all tasks together: {best['mean']:.2f} times the baseline "
         f"[{best['low']:.2f}, {best['high']:.2f}], at 95 %{told}{f' (then {others})' if others else ''}. By task:"
     )
+
+
+def with_intervals(pooled: pd.DataFrame) -> str:
+    """Return each method with its mean over tasks and its interval."""
+    rows = pooled[["mean", "low", "high"]].itertuples()
+    return ", ".join(f"`{name}` {mean:.2f} [{low:.2f}, {high:.2f}]" for name, mean, low, high in rows)
 
 
 def over_tasks(cells: pd.DataFrame, column: str = "speedup") -> pd.DataFrame:

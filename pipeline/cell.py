@@ -118,7 +118,9 @@ class Bench:
             self.target = self.load_target()
         self.baseline = SpeculativeDecoder(self.target, AutoregressiveDrafter(), self.sampling)
         self.warm_up(self.baseline, requests)
-        self.meet_shapes = [each for each in (self.baseline, self.method) if meets_shapes_anew(each)]
+        # Both or neither, so that neither is the only one that has just read the prompt.
+        both = [self.baseline, self.method]
+        self.meet_shapes = both if any(map(meets_shapes_anew, both)) else []
         # Last, since what it leaves behind would hide what the models take.
         self.limits = measure_limits(self.device, self.precision.arithmetic)
         settle()

@@ -25,6 +25,7 @@ from pipeline.record import Record
 from pipeline.registry import METHODS
 from pipeline.statistics import RUN_TO_RUN, RUN_TO_RUN_OF_PEERS
 from pipeline.summary import summarise
+from shuffle.passes import weight_bytes_of
 
 if TYPE_CHECKING:
     from pipeline.cell import Bench, CellSpec
@@ -59,6 +60,7 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
     model = bench.method.target if kind == "generator" else bench.target  # type: ignore[attr-defined]
     ours, part_bytes = kind == "drafter", part_bytes_of(bench.method)
     widest = bench.method.drafter.max_width if isinstance(bench.method, SpeculativeDecoder) else 1
+    weight_bytes = weight_bytes_of(bench.method) if kind == "generator" else model.weights.weight_bytes  # type: ignore[arg-type]
     cache_bytes_per_token = model.new_cache(1).bytes_per_token
     return {
         "status": "ok",
@@ -69,9 +71,9 @@ def summary_of(bench: Bench, records: list[Record], requests: list[Record]) -> d
         "num_threads": bench.num_threads,
         **({"cards": len(bench.devices)} if bench.device.type == "cuda" else {}),
         **drawn(records, spec.repeats),
-        **figures_of(bench, records, requests, model, part_bytes),
+        **figures_of(bench, records, requests, model, weight_bytes, part_bytes),
         "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
-        "weight_bytes": model.weights.weight_bytes,
+        "weight_bytes": weight_bytes,
         "part_bytes": part_bytes,
         "requests_sha256": sha256_of(spec.requests),
         "parts": {name: sha256_of_all(folder.glob("*.safetensors")) for name, folder in spec.parts.items()},
@@ -91,13 +93,13 @@ def drawn(records: list[Record], repeats: int) -> dict[str, float]:
 
 
 def figures_of(
-    bench: Bench, records: list[Record], requests: list[Record], model: TargetModel, part_bytes: int
+    bench: Bench, records: list[Record], requests: list[Record], model: TargetModel, weight_bytes: int, part_bytes: int
 ) -> dict[str, Any]:
     """Return the figures of the records, and of a batch where the method is a parallel generator."""
     kind = METHODS[bench.spec.method].kind
     figures = summarise(
         records,
-        weight_bytes=model.weights.weight_bytes,
+        weight_bytes=weight_bytes,
         parameter_bytes=model.parameter_bytes,
         cache_bytes_per_token=model.new_cache(1).bytes_per_token,
         limits=bench.limits.or_better(measure_limits(bench.device, bench.precision.arithmetic)),

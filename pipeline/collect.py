@@ -182,8 +182,10 @@ def distinct(runs: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 @command
 def main() -> None:
     """Read the command line and do it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", type=Path, nargs="+", required=True, help="the cells' folders")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, fromfile_prefix_chars="@"
+    )
+    parser.add_argument("--cells", type=Path, nargs="+", required=True, help="the cells' folders, or @FILE, one a line")
     parser.add_argument("--profile", required=True, help="name of the configuration")
     parser.add_argument(
         "--tasks-dir", type=Path, default=Path("results/tasks"), help="where the tasks' source.json are"

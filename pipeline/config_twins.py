@@ -62,7 +62,7 @@ class TwinSettings(Section):
         generators: settings of a generator's own configuration, by the name of its weights.
         methods: the twin itself (``autoregressive``), its parallel generators, and drafters that need no trained part.
         dtypes: of the cells; ``auto`` as a model's.
-        num_prompts: prompts of the test split, ``batch_size`` of which are also generated at once.
+        num_prompts: prompts of the test split; as many of them as a timed batch holds (32) are also generated at once.
     """
 
     task: str

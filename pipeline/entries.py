@@ -63,7 +63,9 @@ class Method:
     @property
     def definition(self) -> str:
         """What the name stands for, as text that changes when that does."""
-        return " ".join([self.target, *filter(None, [self.acceptance]), *(f"{k}={v!r}" for k, v in self.fixed.items())])
+        claim = "lossless" if self.lossless else "lossy"
+        names = [self.target, *filter(None, [self.acceptance]), self.kind, claim, *["twin chooses"] * self.twin_chooses]
+        return " ".join([*names, *(f"{name}={value!r}" for name, value in self.fixed.items())])
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,7 @@ def numbered(files: Sequence[Path], prompts: int | None) -> list[Record]:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gather", type=Path, nargs="+", help="folders of comparisons to put together, nothing else")
+    parser.add_argument("--gather", type=Path, nargs="*", help="folders of comparisons to put together, nothing else")
     parser.add_argument("--model-dir", type=Path, help="model folder")
     parser.add_argument("--dtype", default="float32", help=" | ".join(DTYPES))
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
@@ -240,7 +240,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-threads", type=int, default=0, help="0: all cores, or OMP_NUM_THREADS")
     parser.add_argument("--requests", type=Path, nargs="+", default=[], help="of pipeline.prepare: TASK.jsonl")
     parser.add_argument("--prompts", type=int, help="take the first so many of each file; default: all")
-    parser.add_argument("--methods", nargs="+", default=[], help="default: lossless drafters whose parts are there")
+    parser.add_argument("--methods", nargs="*", help="default: lossless drafters whose parts are there")
     parser.add_argument("--options", type=json.loads, default={}, help="JSON: method to its options")
     parser.add_argument("--part", type=part_argument, action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write in")
@@ -251,6 +251,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Compare, or gather."""
     arguments = parse_arguments()
+    nothing = [name for name in ("gather", "methods") if getattr(arguments, name) == []]
+    if nothing:
+        raise UserError(f"{nothing[0]}: nothing to compare: the profile has no model with a lossless method of ours")
     if arguments.gather:
         gather(arguments.gather, arguments.output)
         return
@@ -261,7 +264,7 @@ def main() -> None:
     if arguments.dtype not in DTYPES:
         raise UserError(f"dtype: unknown {arguments.dtype!r}; {nearest(arguments.dtype, DTYPES)}")
     parts = dict(arguments.part)
-    methods = arguments.methods or lossless_drafters(parts, arguments.options)
+    methods = lossless_drafters(parts, arguments.options) if arguments.methods is None else arguments.methods
     for name in methods:
         find(name, METHODS, "method")
     where, given = (arguments.dtype, arguments.device), (arguments.options, parts)

@@ -55,6 +55,22 @@ def json_lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
+def whole_lines(path: Path) -> list[Any]:
+    """Return what the lines of a journal hold, up to the first that was not written whole: none, if there is no file.
+
+    A kill can tear the last line, a power cut several.
+    """
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
 def write_reason(record: Path, reason: str) -> None:
     """Write why there is nothing to record: ``{"error": reason}``."""
     atomic_write(record, json.dumps({"error": reason}, indent=2) + "\n")

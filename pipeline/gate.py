@@ -138,7 +138,9 @@ def of_counters(where: str, pair: pd.Series) -> Iterator[Finding]:
     """
     if is_same_platform(pair):
         for name, better in COUNTERS.items():
-            if differs(pair, name):
+            if differs(pair, name) and pd.isna(pair[name]):
+                yield difference(where, name, pair, "regression")  # what was counted is not any more
+            elif differs(pair, name):
                 rose = better and pair[name] > pair[f"{name}_before"]
                 good = better != 0 and rose == (better > 0)
                 yield difference(where, name, pair, "improvement" if good else "regression")

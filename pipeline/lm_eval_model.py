@@ -186,13 +186,13 @@ def sort_out(method: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dic
         UserError: one is none of them, a value is not valid, or a part is missing.
     """
     entry = find(method, METHODS, "method")
-    own_parts = {*entry.parts, *entry.parts_with({})}
+    options = {name: value for name, value in given.items() if name in entry.all_options}
+    checked = checked_methods({method: options}, "model_args: ")[method]
+    own_parts = {*entry.parts, *entry.parts_with(checked)}
     for name, value in given.items():
         if name not in {*INHERITED, *own_parts, *entry.all_options}:
             known = nearest(name, {*OWN, *INHERITED, *own_parts, *entry.all_options})
             raise UserError(f"model_args: {name} = {value!r}: {method} has no such option; {known}")
-    options = {name: value for name, value in given.items() if name in entry.all_options}
-    checked = checked_methods({method: options}, "model_args: ")[method]
     for part in entry.parts_with(checked):
         if part not in given:
             raise UserError(f"model_args: method {method!r} needs {part}=FOLDER")

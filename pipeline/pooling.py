@@ -3,8 +3,8 @@
 A random-effects mean (DerSimonian and Laird 1986): each cell's own interval, and how far the cells disagree, both make
 it less sure. Example::
 
-    pooled_change(np.log([0.82, 0.85, 0.80]), [0.03, 0.02, 0.04])       # Change(mean=-0.17, low=-0.23, high=-0.11)
-    mean_over_tasks(np.log([1.3, 1.5, 1.2, 1.4]), [0.05] * 4)           # Mean(ratio=1.35, low=1.14, high=1.59)
+    pooled_change(np.log([0.82, 0.85, 0.80]), [0.03, 0.02, 0.04])       # Change(mean=-0.17, low=-0.26, high=-0.08)
+    mean_over_tasks(np.log([1.3, 1.5, 1.2, 1.4]), [0.05] * 4)           # Mean(ratio=1.35, low=1.15, high=1.57)
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.arguments import positive
 from pipeline.errors import UserError, command, made_by, tell
 from pipeline.files import atomic_write
 from pipeline.tasks.loading import load_task
@@ -151,13 +152,6 @@ def build_requests(
     return requests
 
 
-def _positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 @command
 def main() -> None:
     """Write the requests file, whole or not at all."""
@@ -165,8 +159,8 @@ def main() -> None:
     parser.add_argument("--task", required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with data.jsonl")
     parser.add_argument("--model", type=Path, required=True, help="model folder")
-    parser.add_argument("--num-prompts", type=_positive, required=True)
-    parser.add_argument("--max-new-tokens", type=_positive, required=True)
+    parser.add_argument("--num-prompts", type=positive, required=True)
+    parser.add_argument("--max-new-tokens", type=positive, required=True)
     parser.add_argument("--chat-template", action="store_true")
     parser.add_argument(
         "--errors-as-rows",

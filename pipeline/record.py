@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from decoding.trace import Generation
-from pipeline.files import atomic_write
+from pipeline.files import atomic_write, whole_lines
 
 Record = dict[str, Any]
 
@@ -68,7 +68,7 @@ class Journal:
 
     def __enter__(self) -> Self:
         """Read what a killed run left, and go on behind it."""
-        header, *lines = self._whole_lines() or [{}]
+        header, *lines = whole_lines(self.path) or [{}]
         if header == {"fingerprint": self.fingerprint}:
             self.records = {record["prompt_id"]: record for record in lines}
         self.num_resumed = len(self.records)
@@ -92,18 +92,6 @@ class Journal:
         self._file.write(_to_lines(record))
         self._file.flush()
         os.fsync(self._file.fileno())
-
-    def _whole_lines(self) -> list[Record]:
-        """Return the lines that were written whole: a kill can only tear the last one."""
-        if not self.path.exists():
-            return []
-        whole, lines = self.path.read_text(encoding="utf-8", errors="replace"), []
-        for line in whole.split("\n")[:-1]:
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
-        return lines
 
 
 def _to_lines(*records: Record) -> str:

@@ -175,13 +175,15 @@ def device_named(name: str) -> torch.device:
     """Return the device called ``name``.
 
     Raises:
-        UserError: there is no such kind of device, or none here.
+        UserError: there is no such device, or none here.
     """
     kind, _, number = name.partition(":")
-    if kind not in DEVICES or not (number.isdecimal() or name == kind):
+    if kind not in DEVICES or not (name == kind or (kind == "cuda" and number.isdecimal())):
         raise UserError(f"device: unknown {name!r}; {nearest(kind, DEVICES)}")
     try:
         choose_device(kind)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if number and int(number) >= (cards := torch.cuda.device_count()):
+        raise UserError(f"device: {name!r} is not here; did you mean 'cuda:{cards - 1}'?")
     return choose_device(name)

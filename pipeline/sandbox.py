@@ -24,9 +24,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline import sandbox_worker  # noqa: F401  started by name, below; so rules know that verdicts depend on it
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import sys
 import time
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, command, written_down
-from pipeline.files import atomic_path, atomic_write, json_lines, sha256_of
+from pipeline.files import atomic_path, atomic_write, json_lines, sha256_of, whole_lines
 from pipeline.tasks.source import to_jsonl
 from pipeline.training_device import add_device, claim_device
 
@@ -109,18 +110,10 @@ class Journal:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
-        self.answers: dict[str, Row] = {}
-        lines = self._whole_lines()
-        if not lines or json.loads(lines[0]) != settings:
-            lines = [json.dumps(settings)]
-        self.answers = {row["prompt"]: row for row in map(json.loads, lines[1:])}
+        header, *rows = whole_lines(path) or [{}]
+        self.answers: dict[str, Row] = {row["prompt"]: row for row in rows} if header == settings else {}
         # Written anew, so that half a line of a killed run is gone.
-        atomic_write(path, "".join(f"{line}\n" for line in lines))
-
-    def _whole_lines(self) -> list[str]:
-        if not self.path.is_file():
-            return []
-        return self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        atomic_write(path, to_jsonl([settings, *self.answers.values()]))
 
     def answers_to(self, prompt: Row) -> bool:
         """Return whether this prompt was answered under the stop strings and the limit that it has now."""
@@ -131,6 +124,8 @@ class Journal:
         """Add answers, and have them on disk before going on."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(to_jsonl(rows))
+            file.flush()
+            os.fsync(file.fileno())
         self.answers |= {row["prompt"]: row for row in rows}
 
 

@@ -15,7 +15,7 @@ percentile bootstrap, which this replaces, held the truth in 50 % of cells of tw
 
 Example::
 
-    paired_speedup([(10, 1.0), (22, 2.0)], [(10, 2.0), (22, 4.4)])      # Speedup(ratio=2.13, low=1.4, high=3.26)
+    paired_speedup([(10, 1.0), (22, 2.0)], [(10, 2.0), (22, 4.4)])      # Speedup(ratio=2.13, low=1.25, high=3.65)
 """
 
 from __future__ import annotations

@@ -107,8 +107,10 @@ def figure_of(steps: pd.DataFrame) -> Figure:
 @command
 def main() -> None:
     """Read the command line and draw it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", type=Path, nargs="+", required=True, help="the cells' folders")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, fromfile_prefix_chars="@"
+    )
+    parser.add_argument("--cells", type=Path, nargs="+", required=True, help="the cells' folders, or @FILE, one a line")
     parser.add_argument("--output", type=Path, required=True, help="the image to write")
     given = parser.parse_args()
     without_windows()

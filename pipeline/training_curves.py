@@ -39,11 +39,21 @@ def read_losses(folders: list[Path]) -> pd.DataFrame:
             losses = losses.reindex(columns=["step", "loss", "eval_loss"]).astype(float)
         except (ValueError, pd.errors.EmptyDataError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
-        # A twin lies among the models, its generators in a folder of its name, trained parts in one of their run.
-        twin = folder.parent.name == "models"
-        group = folder.name if twin else folder.parent.name
-        parts.append(losses.assign(model="autoregressive" if twin else folder.name, group=group))
+        model, group = _named(folder)
+        parts.append(losses.assign(model=model, group=group))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["step", "loss", "model", "group"])
+
+
+def _named(folder: Path) -> tuple[str, str]:
+    """Return what was trained in a folder, and beside what it is shown.
+
+    A twin lies among the models, its generators in a folder of its name, parts in one of their target's and run's.
+    """
+    if folder.parent.name == "models":
+        return "autoregressive", folder.name
+    if folder.parent.parent.parent.name == "parts":
+        return folder.name, f"{folder.parent.parent.name}, {folder.parent.name}"
+    return folder.name, folder.parent.name
 
 
 def figure_of(losses: pd.DataFrame) -> Figure:

@@ -3,7 +3,7 @@
     from shuffle import ShuffleConfig, ShuffleLM, visualize_shuffle
 
     model = ShuffleLM.from_pretrained("results/twins/verbalized-2m/shufflelm")
-    ids = model.generate(**tokenizer(prompt, return_tensors="pt"), max_parallel_tokens=30, shuffle_strategy="rotary")
+    ids = model.generate(**tokenizer(prompt, return_tensors="pt"), max_parallel_tokens=8, shuffle_strategy="rotary")
 
 What is named here is imported when it is first used: a name costs no torch.
 """

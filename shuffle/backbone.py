@@ -66,6 +66,11 @@ class BackboneConfig(PreTrainedConfig):
         return 0
 
     @property
+    def padding_id(self) -> int:
+        """What a text is padded with: its own id, else an end token, which stands behind every text anyway."""
+        return next((i for i in (self.pad_token_id, *self.end_token_ids) if i is not None), 0)
+
+    @property
     def end_token_ids(self) -> tuple[int, ...]:
         """Tokens that end a text."""
         ends = self.eos_token_id
@@ -115,6 +120,7 @@ class BackboneConfig(PreTrainedConfig):
             tie_word_embeddings=llama.tie_word_embeddings,
             bos_token_id=llama.bos_token_id,
             eos_token_id=llama.eos_token_id,
+            pad_token_id=llama.pad_token_id,
             **own,
         )
 

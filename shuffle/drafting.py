@@ -21,7 +21,8 @@ from typing import Any, Self
 
 from decoding import CandidateTree, Sampling, TargetModel, Verdict
 from decoding.options import at_least
-from shuffle.passes import ParallelGenerator
+from decoding.requests import NoRoomError
+from shuffle.passes import ParallelGenerator, weight_bytes_of
 from shuffle.scoring import check_twin
 
 REACH = 3  # places that a draft may be ahead of the text, or behind it, after the two have parted
@@ -81,13 +82,13 @@ class OutputDrafter:
         loaded: Any = getattr(importlib.import_module(module), name).from_pretrained(
             *parts.values(), dtype=target.dtype, device=target.device
         )
-        check_twin(loaded.model, target)
+        check_twin(loaded.model, target.vocab_size)
         return cls(loaded, loaded.target.max_context, num_draft_tokens, max_text)
 
     @property
     def part_bytes(self) -> int:
         """Bytes of weights that one of the generator's forward passes reads."""
-        return self.generator.target.weights.weight_bytes
+        return weight_bytes_of(self.generator)
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
         """Forget the last prompt's draft."""
@@ -99,7 +100,7 @@ class OutputDrafter:
             limit = min(self.max_text, self.max_context - len(self._prompt))
             self._draft = ()
             # A prompt that leaves the generator no room for its slots has no draft; the target needs none.
-            with suppress(ValueError):
+            with suppress(NoRoomError):
                 if limit > 0:
                     generation = self.generator.generate(self._prompt, max_new_tokens=limit)
                     self._draft, self._passes = generation.output_ids, generation.target_forwards

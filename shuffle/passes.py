@@ -53,6 +53,11 @@ class ParallelGenerator(Protocol):
         """Generate from many prompts; the new ids of each, an end token included."""
 
 
+def weight_bytes_of(generator: ParallelGenerator) -> int:
+    """Return the bytes of weights that one forward pass reads: the engine's, and of what mixes its states behind it."""
+    return generator.target.weights.weight_bytes + int(getattr(generator, "head_bytes", 0))
+
+
 @runtime_checkable
 class GoesAbreast(ParallelGenerator, Protocol):
     """A generator that can also read all texts of a batch in one forward pass of the torch module."""

@@ -2,8 +2,8 @@
 
 A model that says several tokens in one pass draws them independently, so each may be likely and the whole not. A
 *scorer* looks at the whole; an autoregressive model's is ``log p(y_i | x, y before i)``, which a pass over the finished
-text gives for all of it at once. Reranking by it is noisy parallel decoding (Gu et al. 2018), and the energy of EDLM
-(Xu et al. 2025).
+text gives for all of it at once. Reranking by it is noisy parallel decoding (Gu et al. 2018). EDLM's energy (Xu et
+al. 2025) is the same less the diffusion model's own log-probability, which is not in it here.
 
 Example::
 
@@ -28,15 +28,15 @@ from shuffle.examples import padded
 Scorer = Callable[[Sequence[int], Sequence[Sequence[int]]], list[Tensor]]
 
 
-def check_twin(model: PreTrainedModel, target: TargetModel) -> None:
-    """Check that a parallel generator's model writes the tokens that ``target`` reads.
+def check_twin(model: PreTrainedModel, vocab_size: int) -> None:
+    """Check that a parallel generator's model writes the tokens that its twin, of ``vocab_size`` tokens, reads.
 
     Raises:
         ValueError: it has other tokens.
     """
-    if model.config.vocab_size != target.vocab_size:
+    if model.config.vocab_size != vocab_size:
         theirs = model.config.vocab_size
-        raise ValueError(f"the generator has {theirs} tokens, the target {target.vocab_size}: not its twin")
+        raise ValueError(f"the generator has {theirs} tokens, the target {vocab_size}: not its twin")
 
 
 def energy(scores: Float[Tensor, " t"]) -> float:

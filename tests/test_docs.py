@@ -10,8 +10,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from decoding import SpeculativeDecoder, TargetModel
+from tests.decoding.tiny import greedy_of, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -101,6 +105,18 @@ def test_a_command_does_what_the_page_says(project: Path, command: str, output: 
     if output:
         assert output.strip() in told
     assert (done.returncode == 0) is not output.startswith("error:"), told
+
+
+def test_the_method_that_adding_shows_is_lossless(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+    written = re.search(r"^```python\n(\"\"\"Repeat.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert written
+    names: dict[str, Any] = {}
+    exec(written[1], names)
+    model = save_model(tmp_path)
+    decoder = SpeculativeDecoder(TargetModel.from_pretrained(tmp_path), names["RepeatDrafter"]())
+    generation = decoder.generate([5, 9, 7], max_new_tokens=24)
+    assert list(generation.output_ids) == greedy_of(model, [5, 9, 7], 24)
 
 
 def test_every_link_leads_somewhere() -> None:

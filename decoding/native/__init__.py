@@ -15,15 +15,7 @@ Example::
     hidden, logits = engine.forward(cache, tokens, positions, parents)
 """
 
-from decoding.native.engine import (
-    BLOCK,
-    SCALE_BYTES,
-    Int8Linear,
-    NativeEngine,
-    NativeLinear,
-    can_sum,
-    sum_of,
-    why_not,
-)
+from decoding.native.engine import NativeEngine, can_sum, sum_of, why_not
+from decoding.native.layers import BLOCK, SCALE_BYTES, Int8Linear, NativeLinear
 
 __all__ = ["BLOCK", "SCALE_BYTES", "Int8Linear", "NativeEngine", "NativeLinear", "can_sum", "sum_of", "why_not"]

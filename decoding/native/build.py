@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def attempt() -> tuple[ctypes.CDLL | None, str]:
     try:
         return _load(), ""
     except BuildError as error:
+        warnings.warn(f"no compiled engine, the eager one is slower: {error}", RuntimeWarning, stacklevel=2)
         return None, str(error)
 
 
@@ -107,7 +109,8 @@ def _output(command: list[str]) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
-        raise BuildError(f"{Path(command[0]).name}: {lines[0]}") from None
+        told = next((line for line in lines if "error" in line), lines[0])  # before it stand the files that include it
+        raise BuildError(f"{Path(command[0]).name}: {told}") from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{Path(command[0]).name}: {error}") from None
 

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from decoding.native.build import load_library
-from decoding.native.engine import NativeLinear, can_sum
+from decoding.native.engine import can_sum
+from decoding.native.layers import NativeLinear
 
 
 def can_multiply(device: torch.device) -> bool:

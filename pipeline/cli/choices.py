@@ -183,7 +183,7 @@ def choose(model: Model, method: str, options: Sequence[str], parts: Sequence[tu
         UserError: the method or an option is unknown or not valid, or a part is not there.
     """
     entry = find(method, METHODS, "method")
-    checked = checked_methods({method: {**model.methods.get(method, {}), **parse_options(options)}})[method]
+    checked = _checked(model, method, options)
     given = dict(parts)
     for part in entry.parts_with(checked):
         record = model.parts.get(part)
@@ -211,11 +211,19 @@ def choose_two(
     Raises:
         UserError: as :func:`choose`, or neither needs one of the parts.
     """
-    wanted = {part for method, _ in (first, second) for part in find(method, METHODS, "method").parts}
+    needs = [
+        find(method, METHODS, "method").parts_with(_checked(model, method, own)) for method, own in (first, second)
+    ]
+    wanted = {part for own in needs for part in own}
     for part, _ in parts:
         if part not in wanted:
             raise UserError(f"part: neither method takes {part!r}" + (f"; {nearest(part, wanted)}" if wanted else ""))
     return [
-        choose(model, method, options, [each for each in parts if each[0] in METHODS[method].parts])
-        for method, options in (first, second)
+        choose(model, method, options, [each for each in parts if each[0] in own])
+        for (method, options), own in zip((first, second), needs, strict=True)
     ]
+
+
+def _checked(model: Model, method: str, options: Sequence[str]) -> dict[str, Any]:
+    """Return the options of a method, over those of the profile."""
+    return checked_methods({method: {**model.methods.get(method, {}), **parse_options(options)}})[method]

@@ -4,7 +4,8 @@ r"""Rule: gather what was judged, timed and counted in ``results/image.csv``, a 
         --timing results/images/laptop/timing.json --photographs results/images/laptop/photographs \
         --cost results/images/laptop/cost.json --profile laptop --output results/image.csv
 
-Digits that were judged and not timed (or the reverse) are no row: a quality and a speed belong together.
+A quality and a speed belong together: digits that were timed and not judged are no row, and those that were judged and
+not timed end the command.
 """
 
 from __future__ import annotations

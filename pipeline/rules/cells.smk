@@ -70,6 +70,7 @@ rule score:
         data=subpath(input.data, parent=True),
         cell=subpath(input.cell, parent=True),
         flags=score_flags,
+        definition=lambda wildcards: TASKS[wildcards.task].stratum,
     log:
         f"results/logs/score/{PROFILE}/{{model}}/{{dtype}}/{{task}}/{{method}}/{{seed}}.log",
     message:
@@ -77,3 +78,17 @@ rule score:
     shell:
         "python -m pipeline.score --task {wildcards.task:q} --data {params.data:q} --cell {params.cell:q} {params.flags}"
         " 2> >(tee {log:q} >&2); rm -f {params.cell:q}/run/cell.json {params.cell:q}/run/records.jsonl"
+
+
+rule list_cells:
+    """Write down which cells the configuration asks for, a folder a line: a grid of papers is too long for a command."""
+    output:
+        f"results/cells/{PROFILE}.txt",
+    params:
+        cells=cells(CELL),
+    log:
+        f"results/logs/list_cells/{PROFILE}.log",
+    message:
+        "Listing the cells of {PROFILE}"
+    run:
+        Path(output[0]).write_text("".join(f"{cell}\n" for cell in params.cells), encoding="utf-8")

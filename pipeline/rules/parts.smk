@@ -14,7 +14,7 @@ rule training_prompts:
     """
     input:
         model="results/models/{model}/source.json",
-        sources=sources_of("pipeline.training_prompts", *EMBEDDED_SOURCES, without=["pipeline.sandbox"]),
+        sources=sources_of("pipeline.training_prompts", "pipeline.tasks.reading", *EMBEDDED_SOURCES, without=["pipeline.sandbox"]),
     output:
         prompts=f"{PART}/prompts.jsonl",
         record=f"{PART}/prompts.json",

@@ -1,6 +1,9 @@
 # What becomes of the cells: tables, figures, words, and the comparison with a reference.
 STRATIFIED = [task for task in asked_tasks() if TASKS[task].stratum]
 STRATA_TABLES = ["strata"] * bool(STRATIFIED)
+# What names in the table stand for.
+ASKED = sorted({*SETTINGS.methods, *(name for twin in SETTINGS.twins.values() for name in twin.methods)})
+DEFINITIONS = [METHODS[name].definition for name in ASKED] + [TASKS[name].group for name in asked_tasks()]
 ALL_TABLES = [*PAPER_TABLES, *STRATA_TABLES, *IMAGE_TABLES]
 
 
@@ -16,21 +19,22 @@ rule collect:
         tasks=expand("results/tasks/{task}/source.json", task=asked_tasks()),
         models=expand("results/models/{model}/source.json", model=[*SETTINGS.models, *SETTINGS.twins]),
         trained=trained_records(),
+        list=rules.list_cells.output,
         sources=sources_of("pipeline.collect"),
     output:
         benchmark="results/benchmark.csv",
         provenance="results/provenance.json",
     params:
-        cells=lambda wildcards, input: [str(Path(cell).parent) for cell in input.cells],
         tasks=lambda wildcards, input: str(Path(input.tasks[0]).parents[1]),
         models=lambda wildcards, input: str(Path(input.models[0]).parents[1]),
         profile=SETTINGS.profile,
+        definitions=DEFINITIONS,
     log:
         "results/logs/collect.log",
     message:
         "Collecting {output.benchmark}"
     shell:
-        "python -m pipeline.collect --cells {params.cells:q} --profile {params.profile:q} --tasks-dir {params.tasks:q}"
+        "python -m pipeline.collect --cells @{input.list:q} --profile {params.profile:q} --tasks-dir {params.tasks:q}"
         " --models-dir {params.models:q} --trained {input.trained:q} --output {output.benchmark:q}"
         " --provenance {output.provenance:q} 2> >(tee {log:q} >&2)"
 
@@ -174,17 +178,16 @@ rule traces:
     """
     input:
         records=cells(f"{CELL}/records.jsonl"),
+        list=rules.list_cells.output,
         sources=sources_of("pipeline.traces"),
     output:
         figure("tokens_per_step"),
-    params:
-        cells=lambda wildcards, input: [str(Path(record).parent) for record in input.records],
     log:
         "results/logs/traces.log",
     message:
         "Drawing {output}"
     shell:
-        "python -m pipeline.traces --cells {params.cells:q} --output {output:q} 2> >(tee {log:q} >&2)"
+        "python -m pipeline.traces --cells @{input.list:q} --output {output:q} 2> >(tee {log:q} >&2)"
 
 
 rule training_curves:

@@ -34,7 +34,7 @@ rule prepare:
     input:
         data="results/tasks/{task}/data.jsonl",
         model="results/models/{model}/source.json",
-        sources=sources_of("pipeline.prepare"),
+        sources=sources_of("pipeline.prepare", "pipeline.tasks.reading"),  # which task YAMLs name
     output:
         f"results/requests/{PROFILE}/{{model}}/{{task}}.jsonl",
     params:

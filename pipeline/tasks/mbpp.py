@@ -27,8 +27,9 @@ def _to_document(row: Mapping[str, Any]) -> Document | None:
     asserts = _lines(row, "test_list", needed=True)
     before = [*_lines(row, "test_imports"), *([row["test_setup_code"]] if row.get("test_setup_code") else [])]
     used = _used(kept["code"], asserts)
-    if len(used) != 1 or not used[0].islower():
+    if len(used) != 1 or isinstance(used[0], ast.ClassDef):
         return None
+    called = used[0].name
     return {
         "task_id": f"MBPP/{row.get('task_id', '')}",
         "text": kept["text"],
@@ -36,8 +37,8 @@ def _to_document(row: Mapping[str, Any]) -> Document | None:
         "tests": "\n".join(asserts),
         # What the sandbox reads: check(candidate), where the candidate has the name by which the asserts call it.
         "prompt": "",
-        "entry_point": used[0],
-        "test": "\n".join([*before, f"def check({used[0]}):", *(f"    {line}" for line in asserts)]),
+        "entry_point": called,
+        "test": "\n".join([*before, f"def check({called}):", *(f"    {line}" for line in asserts)]),
     }
 
 
@@ -63,18 +64,18 @@ def _one_line(key: str, code: str) -> str:
         raise UserError(f"key {key!r}: not Python ({error.msg}): {code.strip()[:60]}") from None
 
 
-def _used(code: str, asserts: list[str]) -> list[str]:
-    """Return the names that the solution defines and the asserts use.
+def _used(code: str, asserts: list[str]) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Return what the solution defines and the asserts use, by name.
 
     Raises:
         UserError: the solution is not Python.
     """
     try:
-        defined = {node.name for node in ast.parse(code).body if isinstance(node, DEFINITIONS)}
+        defined = {node.name: node for node in ast.parse(code).body if isinstance(node, DEFINITIONS)}
     except SyntaxError as error:
         raise UserError(f"key 'code': not Python ({error.msg})") from None
     names = {node.id for line in asserts for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Name)}
-    return sorted(defined & names)
+    return [defined[name] for name in sorted(defined.keys() & names)]
 
 
 SOURCE = Source(

@@ -34,7 +34,7 @@ from shuffle.diffusion.model import DiffusionTransformer
 from shuffle.diffusion.sampler import Denoising, Predict, Rows, denoise
 from shuffle.examples import padded
 from shuffle.passes import PassClock, reads_one_by_one
-from shuffle.scoring import Scorer, causal_scorer, least_energy
+from shuffle.scoring import Scorer, causal_scorer, check_twin, least_energy
 
 HIDDEN_SHARE = 0.25  # of a text's tokens are denoised again in an energy round
 
@@ -93,11 +93,18 @@ class DiffusionGenerator:
         scorer: Scorer | str | Path | None = None,
         **options: Any,
     ) -> Self:
-        """Load a trained model; ``scorer`` may be the folder of an autoregressive one."""
-        model = DiffusionTransformer.from_pretrained(folder, dtype=torch.float32)
+        """Load a trained model; ``scorer`` may be the folder of an autoregressive one.
+
+        Raises:
+            ValueError: that one has other tokens, or an option is out of range.
+        """
+        model = DiffusionTransformer.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         if isinstance(scorer, str | Path):
-            twin = AutoModelForCausalLM.from_pretrained(scorer, dtype=dtype, trust_remote_code=False).eval()
-            scorer = causal_scorer(twin.to(torch.device(device)))
+            twin = AutoModelForCausalLM.from_pretrained(
+                scorer, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True
+            )
+            check_twin(model, twin.config.vocab_size)
+            scorer = causal_scorer(twin.eval().to(torch.device(device)))
         return cls(model, dtype=dtype, device=device, scorer=scorer, **options)
 
     @torch.inference_mode()

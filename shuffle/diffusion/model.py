@@ -23,7 +23,8 @@ How long the text is, the model says by an end token. Training fills the last bl
 block can be started without knowing where in it the text ends; what is generated behind the first one is cut off. This
 filling is not hidden token by token: what of it were left between the masks would give the length away. It is shown
 where the end token is, and otherwise from a place on that may be anywhere behind it, as generation settles it: from the
-block's last place forwards, while the end itself is open.
+block's last place forwards, while the end itself is open. In a text's last block the weight ``1/t`` is therefore no
+strict bound: what is shown of the filling may tell of the end.
 
 Example::
 

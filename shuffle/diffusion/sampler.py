@@ -5,8 +5,10 @@
     or settle  the ceil(masked / passes left) most confident, n passes a block            (LLaDA: Nie et al. 2025)
 
 What was settled may turn out wrong: a token whose own probability has fallen below ``remask_threshold`` becomes a mask
-again, each place at most once, so that it ends (ReMDM: Wang et al. 2025). Sampling adds Gumbel noise in float64: in
-float32 its tail is cut off, and the temperature is lower than it says (Zheng et al. 2024).
+again, each place at most once, so that it ends. (After ReMDM, Wang et al. 2025, which compares the probability with
+which a token was settled. This one is of a token that the model sees, on which it is not trained; off by default.)
+Sampling adds Gumbel noise in float64: in float32 its tail is cut off, and the temperature is lower than it says (Zheng
+et al. 2024).
 
 The model is only ``predict(block, rows) -> logits``, so this can be read, and tested, without one. ``rows`` are those
 of the batch that ``block`` has: a text that is known is not read again.

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from decoding.native.build import load_library
-from decoding.native.engine import FloatCopies, Linear
+from decoding.native.layers import FloatCopies, Linear
 from decoding.native.product import NativeProduct
 from decoding.part_layers import PartLayer
 from shuffle.shufflelm.compiled_mixer import Block, describe_block

@@ -167,7 +167,6 @@ def mixer_for(target: TargetModel, parts: Mapping[str, Path]) -> DecodingMixer:
     width, vocab_size = int(target.weights.config.hidden_size), target.vocab_size
     if mixer.config.hidden_size != width:
         raise ValueError(f"the mixer was trained for hidden size {mixer.config.hidden_size}, the target has {width}")
-    last = int(mixer.shortlist.max())
-    if last >= vocab_size:
-        raise ValueError(f"the mixer guesses token {last}, the target's vocabulary has {vocab_size}")
+    if mixer.config.vocab_size != vocab_size:
+        raise ValueError(f"the mixer was trained for {mixer.config.vocab_size} tokens, the target has {vocab_size}")
     return DecodingMixer(mixer, target.dtype, target.device)

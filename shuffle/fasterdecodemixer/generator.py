@@ -128,12 +128,15 @@ class MixerGenerator:
             options: of the drafter.
 
         Raises:
-            ValueError: a folder does not hold what it should, or an option is unknown or out of range.
+            ValueError: a folder does not hold what it should, the mixer names no model, or an option is out of range.
+            TypeError: the drafter has no such option.
         """
         drafters: dict[str, type[MixerDrafter]] = {"verified": MixerDrafter, "raw": KeptSlotsDrafter}
         if mode not in drafters:
             raise ValueError(f"mode must be 'verified' or 'raw', not {mode!r}")
         named = backbone or load_mixer(Path(folder)).config.backbone
+        if not named:
+            raise ValueError(f"{folder} does not say which model it is for: give backbone=")
         target = TargetModel.from_pretrained(named, dtype=dtype, device=device)
         drafter = drafters[mode].from_target(target, parts={"mixer": Path(folder)}, sampling=sampling, **options)
         rule = AcceptAll() if mode == "raw" else verify

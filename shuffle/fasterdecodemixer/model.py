@@ -6,7 +6,7 @@ fanned out from it, mixed, and read, all in one go and without a pass of the mod
     x   = h + silu(M [h ; e_a ; e_b])                    the last C tokens; b is known when one drafts
     z_k = x + silu(W_k x + slot_k),    Z = mixer(Z)      slots (MLP-Mixer: Tolstikhin et al. 2021)
     S_kj                                                 fit of slot k to position j = 1 .. J (rotary regression)
-    keep_k                                               chance that the slot's guess is right
+    keep_k                                               chance that the slot's guess is right, if it can be
     w_kj = softmax_k(sharpness S_kj + log sigmoid(keep_k))
 
 A slot reads its token off z_k, given what it has been told of the token before its own: a token's embedding e, or 0
@@ -17,10 +17,14 @@ outputs: Sun et al. 2019):
     p_k(. | y)  = softmax(O (z_k + silu(R z_k + A e_y)))
     p_j(. | y)  = sum_k w_kj p_k(. | y)                  slots at one position are siblings: they share its probability
 
-Trained by -sum_j 0.8^j log p_j(t_j | t_{j-1} or not known) + sum_k (1 - S_k,tier(k)), where slot k's tier is position
-1 + k mod J: siblings share out a position's tokens among themselves (the posterior of k given t_j is a soft matching),
-but no slot leaves its position for another's. Without that term the slots crowd at the first positions, whose tokens
-are the easiest, and the last ones have no slot that is told the token before.
+Trained by
+
+    -sum_j 0.8^j log p_j(t_j | t_{j-1} or not known) + sum_k (1 - S_k,tier(k)) + 0.1 BCE(keep_k, right)
+
+where slot k's tier is position 1 + k mod J, and what a slot was told counts for no position that it would give away.
+Siblings share out a position's tokens among themselves (the posterior of k given t_j is a soft matching), but no slot
+leaves its position for another's. Without that term the slots crowd at the first positions, whose tokens are the
+easiest, and the last ones have no slot that is told the token before.
 
 O has rows for a *shortlist* of tokens, those that the model often says, and starts from its head. What is off the
 shortlist is never guessed, which costs speed and nothing else.
@@ -54,6 +58,7 @@ from shuffle.shufflelm.rotary import frequencies, position_scores, targets
 POSITION_DECAY = 0.8  # loss weight of each position relative to the one before it, as Medusa's
 PLACE_WEIGHT = 1.0  # of the slots' positions in the loss
 KEEP_WEIGHT = 0.1  # of the keep logits' loss
+NEVER = -30.0  # a log probability as good as none, and finite: a position may have no other slot
 SMALL = 0.01  # spread of weights that start all but switched off
 
 
@@ -240,7 +245,8 @@ class FasterDecodeMixer(PreTrainedModel):
         logits = F.linear(self.told(slots.states, before), self.rows[:-1])
         loss = None
         if labels is not None:
-            loss = self._loss(slots, logits, labels, untold=(before == size) | (slots.homes == 0))
+            # What a slot is told of its text, and not of the context.
+            loss = self._loss(slots, logits, labels, told=(before < size) & (slots.homes > 0))
         return MixerOutput(loss, logits, slots.scores, slots.keep_logits)
 
     def distributions(self, hidden: Float[Tensor, "n d"], context: Int[Tensor, "n c"]) -> Float[Tensor, "n j s"]:
@@ -255,23 +261,25 @@ class FasterDecodeMixer(PreTrainedModel):
         slots: Slots,
         logits: Float[Tensor, "n k s"],
         labels: Int[Tensor, "n j"],
-        untold: Bool[Tensor, "n k"],
+        told: Bool[Tensor, "n k"],
     ) -> Float[Tensor, ""]:
         """Return ``-sum_j 0.8^j log p_j`` of the labels, each position's mean, with the places' and keep logits' share.
 
-        A keep logit is to say how often a slot is right that is not told what was right before it: only the
-        ``untold`` ones teach it.
+        A slot that was ``told`` the token before its home knows what is to be guessed there: it has no part in the
+        positions up to that one. And a keep logit is to say how often a slot is right that was told nothing, so that in
+        its own term only those teach it.
         """
         labelled, logits = labels >= 0, logits.float()
         wanted = labels.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
         log_probs = logits.gather(2, wanted) - logits.logsumexp(-1, keepdim=True)  # of each slot and position
+        position = torch.arange(labels.shape[1], device=labels.device)
+        log_probs = log_probs.masked_fill(told[..., None] & (position < slots.homes[..., None]), NEVER)
         shared = (log_probs + log_shares(slots.scores, slots.keep_logits, self.config.position_sharpness)).logsumexp(1)
-        decay = POSITION_DECAY ** torch.arange(labels.shape[1], device=labels.device)
-        weights = labelled * decay / labelled.sum(0).clamp(min=1)
+        weights = labelled * POSITION_DECAY**position / labelled.sum(0).clamp(min=1)
         placed = slots.scores[:, torch.arange(len(self.tiers)), self.tiers].mean(0)
         at_home = labels.gather(1, slots.homes)
         right = (logits.argmax(-1) == at_home).float()
-        known = ((at_home != IGNORED) & untold).float()
+        known = ((at_home != IGNORED) & ~told).float()
         keep = F.binary_cross_entropy_with_logits(slots.keep_logits.float(), right, known, reduction="sum")
         places = PLACE_WEIGHT * (1 - placed).sum()
         return -(shared * weights).sum() + places + KEEP_WEIGHT * keep / known.sum().clamp(min=1)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from decoding.requests import check_request
+from decoding.requests import NoRoomError, check_request
 from decoding.stopping import Cut, Ending
 from shuffle.examples import padded
 from shuffle.shufflelm.ordering import Ordering, choose_tokens
@@ -52,7 +52,7 @@ def generate_texts(
         for row, i in enumerate(going):
             order = ordering.of(None if scores is None else scores[row], keep[row])
             block = [tokens[row][slot] for slot in order]
-            block = [block[place] for place in ordering.spoken(order, block)]
+            block = [block[place] for place in ordering.spoken(order, block)][: ordering.most]
             texts[i] += ends_last(block, ending.end_token_ids)
             slots = model.config.num_slots(len(rows[row]))
             cut = end_of(texts[i], len(block), ending, min(ordering.most or slots, slots))
@@ -86,9 +86,10 @@ def check_prompt(model: ShuffleLM, prompt: Sequence[int], max_new_tokens: int) -
     """Check that there is a prompt and room for the slots and the limit behind it.
 
     Raises:
-        ValueError: there is not.
+        ValueError: the prompt is empty, or the limit below 1.
+        NoRoomError: they exceed the context.
     """
     slots, context = model.config.num_slots(len(prompt)), model.config.max_position_embeddings
     check_request(prompt, max_new_tokens, context)
     if len(prompt) + slots > context:
-        raise ValueError(f"a prompt of {len(prompt)} tokens and {slots} slots exceed the context of {context} tokens")
+        raise NoRoomError(f"a prompt of {len(prompt)} tokens and {slots} slots exceed the context of {context} tokens")

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from decoding.native.build import load_library
-from decoding.native.engine import FloatCopies, Linear, NativeLinear
+from decoding.native.layers import FloatCopies, Linear, NativeLinear
 from shuffle.shufflelm.compiled_mixer import Block, describe_block
 from shuffle.shufflelm.mixer import MixerBlock
 from shuffle.shufflelm.model import ShuffleLM

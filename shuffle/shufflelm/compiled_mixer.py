@@ -12,7 +12,7 @@ from ctypes import Structure, c_void_p
 
 from torch import Tensor
 
-from decoding.native.engine import Linear
+from decoding.native.layers import Linear
 from shuffle.shufflelm.mixer import MixerBlock
 
 

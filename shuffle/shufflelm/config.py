@@ -38,7 +38,7 @@ class ShuffleConfig(BackboneConfig):
         matching_warmup: share of the training that starts with identity matching, but for "ctc", which matches nothing.
         alpha: weight of the position in the matching's cost.
         beta: weight of the position in the loss.
-        glancing: share of the wrong slots that are shown their token at the training's start; 0.6 of that at its end.
+        glancing: tokens that are shown, as a share of the wrong ones, at the training's start; 0.6 of that at its end.
         source_copy: start the slots from soft copies of the prompt's embeddings, slot k from its k-th token's; or,
             with ``slots_per_prompt_token``, from the whole prompt's, evenly spread over the slots.
         label_smoothing: of the tokens' cross-entropy.

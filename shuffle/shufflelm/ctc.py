@@ -40,8 +40,8 @@ def ctc_loss(
 ) -> Float[Tensor, ""]:
     """Return the loss of slots in order, in nats a target token.
 
-    A target that no path can say adds nothing: there are fewer slots than tokens and, between two that are the same,
-    dropped slots.
+    A target that no path can say adds nothing, to the sum or to the tokens: there are fewer slots than tokens and,
+    between two that are the same, dropped slots.
 
     Args:
         logits: over the vocabulary.
@@ -52,8 +52,10 @@ def ctc_loss(
     log_probs = log_probabilities(logits, keep_logits).transpose(0, 1)
     lengths = (labels >= 0).sum(1)
     there = torch.full_like(lengths, logits.shape[1]) if num_slots is None else num_slots
+    repeats = ((labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] >= 0)).sum(1)
+    counted = lengths * (lengths + repeats <= there)
     total = F.ctc_loss(log_probs, labels.clamp(min=0) + 1, there, lengths, reduction="sum", zero_infinity=True)
-    return total / lengths.sum()
+    return total / counted.sum().clamp(min=1)
 
 
 @torch.no_grad()

@@ -75,6 +75,8 @@ class ShuffleGenerator:
             self._compiled = self._compiled_heads(rows)
         elif len(self.model.mixers):  # the engine's own head reads what no mixer has mixed
             self._head = make_linear(rows)
+        behind = (model.mixers, model.mixer_norm, model.keep_head, getattr(model, "rotary_head", None))
+        self.head_bytes = sum(weight.nbytes for each in behind if each is not None for weight in each.parameters())
         self._slot_ids = [model.special_id(k) for k in range(model.config.max_parallel_tokens)]
         self._slots = embeddings.detach()[self._slot_ids[0] :].clone()
         self._shares = lru_cache(maxsize=LENGTHS_KEPT)(self._copied_shares)
@@ -204,7 +206,7 @@ class ShuffleGenerator:
         states, scores, keep = self.model.heads(output.hidden.to(self.target.dtype))
         in_order = self.ordering.of(scores, keep)
         if self._head:
-            return in_order, self._choose(self._head(states[in_order]), generator)
+            return in_order, self._choose(self._head.in_float32(states[in_order]), generator)
         spoken = self._choose(output.logits[:, : self._vocab_size], generator)
         return in_order, [spoken[slot] for slot in in_order]
 

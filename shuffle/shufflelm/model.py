@@ -265,7 +265,7 @@ class ShuffleLM(ParallelModel):
             input_ids: prompts, padded on the left.
             attention_mask: 1 for a token, 0 for padding; None where there is none.
             max_new_tokens: the limit; as many as one pass can give, where None.
-            max_parallel_tokens: most tokens of a pass; as many as there are slots, where None.
+            max_parallel_tokens: most tokens of a pass, the first of its text; as many as there are slots, where None.
             shuffle_strategy: rotary, assignment or none, see :mod:`shuffle.shufflelm.ordering`.
             keep_threshold: least probability at which a slot is kept.
             temperature: of the tokens; 0 takes the likeliest.
@@ -281,7 +281,7 @@ class ShuffleLM(ParallelModel):
         if limit is None:
             limit = ordering.most or self.config.max_parallel_tokens
         texts = generate_texts(self, prompts, ordering, limit, temperature, generator)
-        new = padded(texts, self.config.pad_token_id or 0).to(input_ids.device)
+        new = padded(texts, self.config.padding_id).to(input_ids.device)
         return torch.cat([input_ids, new], dim=1)
 
 

@@ -7,8 +7,9 @@ With the matching given (:mod:`shuffle.shufflelm.matching`), slot ``k`` for toke
 over the slots of the examples of which a token is matched. A slot that is not there has a keep logit of negative
 infinity.
 
-Glancing (Qian et al. 2021) makes the first term easier while the model is bad at it: what it gets wrong in a first pass
-is shown in part, the token's embedding in the place of the slot's, and the second pass is trained on the rest alone.
+Glancing (Qian et al. 2021) makes the first term easier while the model is bad at it: the more it gets wrong in a first
+pass, the more tokens, drawn among all, are shown, each one's embedding in the place of its slot's, and the second pass
+is trained on the rest alone.
 
 Slots in order need no matching: :mod:`shuffle.shufflelm.ctc`.
 

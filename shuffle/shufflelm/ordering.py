@@ -34,7 +34,7 @@ class Ordering:
         strategy: one of ``STRATEGIES``.
         keep_threshold: least probability at which a slot is kept; the best one always is.
         temperature: of the softmax over positions.
-        most: as many slots are kept at most, the surest; None for all.
+        most: tokens of a pass at most, the first of the text; None for all.
         merges_repeats: neighbouring slots that say the same token say it once.
     """
 
@@ -88,8 +88,6 @@ class Ordering:
         """Return the slots that are kept, in the order of the slots."""
         logits, least = keep_logits.tolist(), self.least_logit
         kept = [slot for slot, logit in enumerate(logits) if logit >= least]
-        if self.most is not None and len(kept) > self.most:
-            kept = sorted(sorted(kept, key=lambda slot: -logits[slot])[: self.most])
         return kept or [int(keep_logits.argmax())]
 
 

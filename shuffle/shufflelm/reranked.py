@@ -68,7 +68,7 @@ class RerankedGenerator(ShuffleGenerator):
         keep_threshold: float = 0.5,
     ) -> None:
         at_least(1, num_candidates=num_candidates)
-        check_twin(model, twin)
+        check_twin(model, twin.vocab_size)
         super().__init__(
             model, dtype=dtype, device=device, shuffle_strategy=shuffle_strategy, keep_threshold=keep_threshold
         )
@@ -102,7 +102,7 @@ class RerankedGenerator(ShuffleGenerator):
         if self._compiled is not None:
             return self._compiled(output.hidden)
         states, scores, keep = self.model.heads(output.hidden.to(self.target.dtype))
-        logits = self._head(states) if self._head else output.logits[:, : self._vocab_size]
+        logits = self._head.in_float32(states) if self._head else output.logits[:, : self._vocab_size]
         return Said([*range(len(keep))], [], logits, scores, [], keep)
 
 

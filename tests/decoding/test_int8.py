@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from decoding import CandidateTree, TargetModel
 from decoding.native import Int8Linear, NativeLinear, build
-from decoding.native.engine import BLOCK, PANEL
+from decoding.native.layers import BLOCK, PANEL
 
 PROMPT = [5, 9, 3, 17, 40, 9, 3, 30, 22]
 TREE = CandidateTree(tokens=(20, 21, 23, 22, 24, 25, 26), parents=(-1, 0, 0, 1, 2, 2, 5))

@@ -55,6 +55,18 @@ def test_gives_what_transformers_gives(tmp_path: Path, member: str) -> None:
         torch.testing.assert_close(logits[node], logits_of(model, ids), atol=2e-4, rtol=1e-4)
 
 
+def test_what_lies_outside_the_tables_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    target = load(tmp_path)
+    last = target.max_context - 1
+    for ids, line in ([5, target.vocab_size], f"know. {target.vocab_size} tokens"), ([5, -1], "token ids from -1"):
+        with pytest.raises(ValueError, match=line):
+            target.prefill(target.new_cache(256), ids)
+    cache = target.new_cache(target.max_context + 64)
+    with pytest.raises(ValueError, match=f"position {last + 1} in a context of {last + 1} tokens"):
+        target.prefill(cache, [5] * (last + 2))
+
+
 @pytest.mark.parametrize(("kind", "close"), [("float32", 1e-3), ("bfloat16", 0.15)])
 def test_gates_far_below_zero_are_closed(tmp_path: Path, kind: str, close: float) -> None:
     """silu(g) = g / (1 + exp(-g)) is 0 where exp(-g) is beyond float32, and not g."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,23 @@ def test_without_a_compiler_the_eager_engine_runs_and_says_so(tmp_path: Path, mo
     monkeypatch.setattr(build, "COMPILERS", ("no-such-compiler",))
     build.attempt.cache_clear()
     try:
-        assert TargetModel.from_pretrained(tmp_path).engine == "eager"
+        with pytest.warns(RuntimeWarning, match=r"no compiled engine, .*: no C\+\+ compiler"):
+            assert TargetModel.from_pretrained(tmp_path).engine == "eager"
         with pytest.raises(ValueError, match=r"native engine cannot run here: no C\+\+ compiler"):
             TargetModel.from_pretrained(tmp_path, engine="native")
     finally:
         monkeypatch.undo()
         build.attempt.cache_clear()
     assert TargetModel.from_pretrained(tmp_path).engine == "native"
+
+
+def test_of_what_a_compiler_says_the_error_is_told(tmp_path: Path) -> None:
+    (tmp_path / "part.h").write_text("int broken(")
+    (tmp_path / "whole.cpp").write_text('#include "part.h"')
+    with pytest.raises(build.BuildError, match=r"part\.h.*error"):
+        build._compile(
+            next(filter(None, map(shutil.which, build.COMPILERS))), tmp_path / "whole.cpp", tmp_path / "x.so"
+        )
 
 
 @pytest.mark.parametrize("home", ["/proc", "file"])

@@ -130,3 +130,5 @@ def test_weights_in_int8_are_not_spread(tmp_path: Path) -> None:
     save_model(tmp_path)
     with pytest.raises(ValueError, match="int8 need the native engine"):
         TargetModel.from_pretrained(tmp_path, dtype=torch.bfloat16, weights="int8", devices=CARDS[:2], device=CARDS[0])
+    with pytest.raises(ValueError, match="native engine cannot run here: the layers are on 2 devices"):
+        TargetModel.from_pretrained(tmp_path, engine="native", devices=CARDS[:2], device=CARDS[0])

@@ -93,3 +93,19 @@ def test_it_accepts_more_than_verification_and_says_other_things(tmp_path: Path)
 def test_values_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be above 0"):
         TypicalAcceptance(**options)
+
+
+def test_what_the_sampling_leaves_out_is_never_accepted() -> None:
+    """Of four tokens top-k keeps two, 0.73 and 0.27: H = 0.58, so the floor is min(epsilon, 0.3 * 0.56)."""
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 3)
+    sampling, generator = Sampling(temperature=1.0, top_k=2), torch.Generator().manual_seed(0)
+    for token, accepted in ((0, True), (1, True), (2, False), (3, False)):
+        tree = CandidateTree.chain(0, [token])
+        verdict = TypicalAcceptance(epsilon=0.2, delta=0.3)(tree, logits[:2], sampling, generator)
+        assert (verdict.path == (0, 1)) is accepted
+
+
+@pytest.mark.parametrize("name", ["delta", "temperature"])
+def test_nan_is_out_of_range(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be above 0, not nan"):
+        TypicalAcceptance(**{name: math.nan})

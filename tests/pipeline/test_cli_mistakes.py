@@ -41,6 +41,14 @@ PLAIN = ["--dtype=float32", "--device=cpu", "--num-threads=1", "--max-new-tokens
         (["compare", "autoregressive"], r"missing argument 'B'"),
         (["compare", "autoregressive", "medsa", "w3"], r"unknown method 'medsa'; did you mean 'medusa'\?"),
         (["compare", "medusa", "medusa", "w3", "--part", "draft=x"], r"part: neither method takes 'draft'; .*"),
+        (
+            ["compare", "recycling", "union", "w3", "-b", "drafters=[medusa]", "--part", "mixer=x"],
+            r"part: neither method takes 'mixer'; known: heads",
+        ),
+        (
+            ["compare", "recycling", "union", "w3", "-b", "drafters=[medusa]", "--part", "heads=x"],
+            r"part: 'x' is no .*",
+        ),
         (["compare", "medusa", "recycling", "--file", "nowhere"], r"No such file or directory \(nowhere\)"),
     ],
 )

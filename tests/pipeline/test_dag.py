@@ -43,7 +43,8 @@ def edited(finished: Path) -> Iterator[Edit]:
 
 def test_fresh_plan_is_one_job_a_step(tmp_path: Path) -> None:
     counts = plan(copy_project(tmp_path), "results/benchmark.csv")
-    expected = {"fetch": 1, "dataset": 4, "prepare": 4, "generate": 24, "score": 24, "collect": 1, "total": 63}
+    expected = {"fetch": 1, "dataset": 4, "prepare": 4, "generate": 24, "score": 24, "list_cells": 1, "collect": 1}
+    expected["total"] = 64
     expected |= dict.fromkeys(("training_prompts", "training_overlap", "selfgen", "train_draft", "train_heads"), 1)
     assert {rule: counts[rule] for rule in expected} == expected
     assert not (tmp_path / "results").exists()

@@ -203,6 +203,8 @@ def test_tables_of_several_folders_are_put_together(tmp_path: Path) -> None:
         (["--methods", "speculative"], "method 'speculative' needs --part draft=FOLDER"),
         (["--methods", "lookahead", "--options", '{"lookahead": {"window": 0}}'], "window must be 1 or more, not 0"),
         (["--dtype", "float23"], "did you mean 'float32'?"),
+        (["--methods"], "methods: nothing to compare: the profile has no model with a lossless method of ours"),
+        (["--gather"], "gather: nothing to compare: the profile has no model with a lossless method of ours"),
     ],
 )
 def test_a_bad_command_line_is_told_in_one_line(

@@ -142,6 +142,13 @@ def test_a_method_that_reads_or_keeps_more_is_caught(counter: str) -> None:
     assert verdicts(found) == {("regression", counter)}
 
 
+def test_a_counter_that_is_gone_is_a_regression() -> None:
+    now = run_of(tokens_per_step=1.54, cache_bytes=1.0e9)
+    now["cache_bytes"] = now["cache_bytes"].astype("Int64").mask(now["method"] != "autoregressive")
+    found = compare(now, run_of(tokens_per_step=1.54, cache_bytes=1.0e9))
+    assert verdicts(found) == {("regression", "cache_bytes")}
+
+
 def test_a_reference_that_does_not_know_the_prompts_does_not_accuse() -> None:
     assert compare(run_of(requests_sha256="e" * 64), run_of()) == []
 

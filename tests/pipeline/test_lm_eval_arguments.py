@@ -65,8 +65,13 @@ def test_what_no_method_does_is_refused_in_one_line(asked_for: dict[str, Any], l
         ({"method": "medusa"}, r"model_args: method 'medusa' needs heads=FOLDER"),
         ({"method": "medusa", "heads": "nowhere"}, r"part: 'nowhere' is no folder; .*"),
         ({"method": "recycling", "heads": "x"}, r"model_args: heads = 'x': recycling has no such option; .*"),
+        ({"method": "union", "drafters": ["medusa"]}, r"model_args: method 'union' needs heads=FOLDER"),
+        ({"method": "union", "drafters": ["medusa"], "heads": "nowhere"}, r"part: 'nowhere' is no folder; .*"),
+        ({"method": "union", "drafters": ["recycling"], "heads": "x"}, r"model_args: heads = 'x': union has no .*"),
         ({"dtype": "float23"}, r"dtype: unknown 'float23'; did you mean 'float32'\?"),
         ({"device": "gpu"}, r"device: unknown 'gpu'; did you mean 'cpu'\?"),
+        ({"device": "cpu:1"}, r"device: unknown 'cpu:1'; did you mean 'cpu'\?"),
+        ({"device": "auto:0"}, r"device: unknown 'auto:0'; .*"),
         ({"num_threads": -1}, r"num_threads: must be 0 .* not -1"),
     ],
 )

@@ -37,6 +37,13 @@ def test_an_mbpp_problem_whose_asserts_need_more_than_one_function_is_left_out(t
     assert [document["entry_point"] for document in documents] == ["half"]
 
 
+def test_an_mbpp_function_may_have_capitals_and_a_class_is_none(tmp_path: Path) -> None:
+    capital = MBPP_ROW | {"code": "def remove_Occ(s):\n    return s", "test_list": ["assert remove_Occ('a') == 'a'"]}
+    of_class = MBPP_ROW | {"code": "class pair:\n    pass", "test_list": ["assert pair() != 1"]}
+    documents, _, _ = dataset.from_path("mbpp", jsonl(tmp_path / "mbpp.jsonl", capital, of_class))
+    assert [document["entry_point"] for document in documents] == ["remove_Occ"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -150,13 +150,16 @@ def test_learning_curves_stand_with_those_they_compare_with(tmp_path: Path) -> N
         "models/twin": "step,epoch,loss,eval_loss\n1,0,5.0,\n2,0,4.0,\n2,0,,4.5\n",
         "twins/twin/shufflelm": "step,epoch,loss,eval_loss\n1,0,6.0,\n2,0,,5.5\n",
         "parts/model/default/heads": "step,epoch,loss\n1,0,9.0\n2,0,8.0\n",
+        "parts/other/default/heads": "step,epoch,loss\n1,0,7.0\n2,0,6.0\n",
     }.items():
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "loss.csv").write_text(text)
-    folders = [tmp_path / "models/twin", tmp_path / "twins/twin/shufflelm", tmp_path / "parts/model/default/heads"]
+    names = ("models/twin", "twins/twin/shufflelm", "parts/model/default/heads", "parts/other/default/heads")
+    folders = [tmp_path / name for name in names]
     losses = read_losses([*folders, tmp_path / "failed"])
     assert losses.groupby("group")["model"].unique().map(sorted).to_dict() == {
-        "default": ["heads"],
+        "model, default": ["heads"],
+        "other, default": ["heads"],
         "twin": ["autoregressive", "shufflelm"],
     }
     panels_ = {panel.get_title(): panel for panel in training_figure(losses).axes}

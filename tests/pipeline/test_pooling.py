@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.pooling import SURE, mean_over_tasks, pooled_change
-from pipeline.statistics import NORMAL, RUN_TO_RUN
+from pipeline.statistics import NORMAL, RUN_TO_RUN, paired_speedup
 
 
 def test_cells_that_agree_make_it_surer() -> None:
@@ -14,6 +14,18 @@ def test_cells_that_agree_make_it_surer() -> None:
     assert four.mean == pytest.approx(-0.2)
     assert four.high - four.low == pytest.approx((one.high - one.low) / 2, rel=0.03)
     assert one.low < -0.2 < one.high < 0
+
+
+def test_the_figures_of_the_examples() -> None:
+    told = pooled_change(np.log([0.82, 0.85, 0.80]), [0.03, 0.02, 0.04])
+    assert [round(value, 2) for value in told] == [-0.17, -0.26, -0.08]
+    assert [round(value, 2) for value in mean_over_tasks(np.log([1.3, 1.5, 1.2, 1.4]), [0.05] * 4)] == [
+        1.35,
+        1.15,
+        1.57,
+    ]
+    alone = paired_speedup([(10, 1.0), (22, 2.0)], [(10, 2.0), (22, 4.4)])
+    assert [round(value, 2) for value in alone] == [2.13, 1.25, 3.65]
 
 
 def test_one_cell_is_no_surer_than_its_interval_and_the_day() -> None:

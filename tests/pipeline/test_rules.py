@@ -40,6 +40,12 @@ def test_the_rules_are_found() -> None:
     assert [name for name, rule in ALL.items() if "evaluated" in names_in(rule.get("input", ""))]
 
 
+@pytest.mark.parametrize("name", ["prepare", "training_prompts"])
+def test_what_reads_documents_runs_again_when_their_reader_changes(name: str) -> None:
+    """The task YAMLs name it, which no import tells."""
+    assert '"pipeline.tasks.reading"' in ALL[name]["input"]
+
+
 @pytest.mark.parametrize("name", WITH_PARAMS)
 def test_every_parameter_is_a_word_of_the_command(name: str) -> None:
     used = set(re.findall(r"\{params\.(\w+)", ALL[name]["shell"]))

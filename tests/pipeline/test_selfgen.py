@@ -56,6 +56,15 @@ def test_a_journal_forgets_half_a_line_and_other_settings(tmp_path: Path) -> Non
     assert not Journal(path, {"seed": 1}).answers
 
 
+def test_a_journal_that_a_power_cut_tore_is_read_up_to_there(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    Journal(path, {"seed": 0}).append([{"prompt": name, "output_ids": [1], "finished": True} for name in "abc"])
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], "\0" * 40, *lines[3:]]) + "\n")
+    assert set(Journal(path, {"seed": 0}).answers) == {"a"}
+    assert len(path.read_text().splitlines()) == 2
+
+
 def given_of(folder: Path, output: Path, num_tokens: int, limit: int = 8, temperature: float = 0.0) -> SimpleNamespace:
     prompts = folder.parent / "prompts.jsonl"
     rows = [{"source": f"s{i % 2}", "prompt_ids": [1, 3 + i % 40, 5 + i // 40], "until": []} for i in range(60)]

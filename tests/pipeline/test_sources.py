@@ -99,6 +99,14 @@ def test_prompt_digest_sees_prompts_and_not_metrics(project: Path, file: str, ol
     assert (prompt_digest("pipeline/tasks/t.yaml", root=project) == before) is same
 
 
+@pytest.mark.parametrize("task", ["humaneval", "mbpp"])
+def test_what_judges_programs_is_among_a_tasks_files(task: str) -> None:
+    """The sandbox starts it by name in another process."""
+    judges = {str(path.relative_to(ROOT)) for path in (ROOT / "pipeline").glob("sandbox*.py")}
+    assert len(judges) == 4
+    assert judges <= set(yaml_sources_of(f"pipeline/tasks/{task}.yaml"))
+
+
 @pytest.mark.parametrize("module", ["pipeline.config", "pipeline.collect", "pipeline.score", "baselines.prompt_lookup"])
 def test_finds_all_that_python_imports(module: str) -> None:
     done = subprocess.run(

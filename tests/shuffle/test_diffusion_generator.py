@@ -14,6 +14,7 @@ from shuffle.diffusion.energy import pseudo_log_likelihoods
 from shuffle.diffusion.generator import DiffusionGenerator
 from shuffle.diffusion.model import DiffusionTransformer
 from shuffle.scoring import energy
+from tests.decoding.tiny import save_model
 
 EOS, V, CONTEXT, L = 2, 24, 64, 4
 RNG = random.Random(5)
@@ -152,6 +153,12 @@ def test_a_scorer_decides_what_is_best(folder: Path) -> None:
     texts = plain.generate_abreast([PROMPTS[1]] * 8, max_new_tokens=9, generator=torch.Generator().manual_seed(1))
     best = generator.generate(PROMPTS[1], max_new_tokens=9, generator=torch.Generator().manual_seed(1)).output_ids
     assert best[0] == min(text[0] for text in texts)
+
+
+def test_a_scorer_of_other_tokens_is_refused(folder: Path, tmp_path: Path) -> None:
+    save_model(tmp_path)  # 48 tokens
+    with pytest.raises(ValueError, match="tokens, the target 48: not its twin"):
+        DiffusionGenerator.from_pretrained(folder, temperature=1.0, num_candidates=2, scorer=tmp_path)
 
 
 def test_energy_rounds_make_no_text_worse(folder: Path) -> None:

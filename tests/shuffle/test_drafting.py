@@ -104,7 +104,8 @@ def test_a_real_generator_drafts_for_its_twin(twin: tuple[Path, LlamaForCausalLM
     generation = SpeculativeDecoder(target, drafter).generate(PROMPT, max_new_tokens=20)
     assert list(generation.output_ids) == greedy_of(twin[1], PROMPT, 20)
     assert generation.draft_forwards > 0
-    assert drafter.part_bytes > 0
+    heads = sum(weight.nbytes for name, weight in drafter.generator.model.named_parameters() if "backbone" not in name)
+    assert drafter.part_bytes == drafter.generator.target.weights.weight_bytes + heads
 
 
 def test_a_prompt_that_leaves_no_room_for_slots_is_decoded_without_a_draft(
@@ -116,6 +117,17 @@ def test_a_prompt_that_leaves_no_room_for_slots_is_decoded_without_a_draft(
     generation = SpeculativeDecoder(target, drafter).generate(prompt, max_new_tokens=20)
     assert list(generation.output_ids) == greedy_of(twin[1], prompt, 20)
     assert generation.draft_forwards == 0
+
+
+def test_a_generator_that_breaks_is_no_generator_without_a_draft(twin: tuple[Path, LlamaForCausalLM]) -> None:
+    class Broken(Scripted):
+        def generate(self, *arguments: Any, **others: Any) -> Any:
+            raise ValueError("matrix contains invalid numeric entries")
+
+    target = TargetModel.from_pretrained(twin[0])
+    decoder = SpeculativeDecoder(target, OutputDrafter(Broken([]), 64))
+    with pytest.raises(ValueError, match="invalid numeric entries"):
+        decoder.generate(PROMPT, max_new_tokens=4)
 
 
 def test_mistakes_are_told(twin: tuple[Path, LlamaForCausalLM], tmp_path: Path) -> None:

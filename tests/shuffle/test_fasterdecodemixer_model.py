@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from shuffle.fasterdecodemixer.config import MixerConfig
-from shuffle.fasterdecodemixer.model import FasterDecodeMixer
+from shuffle.fasterdecodemixer.model import NEVER, FasterDecodeMixer
 from shuffle.shufflelm.rotary import frequencies
 from tests.decoding.tiny import SHAPE, save_model
 
@@ -114,7 +114,7 @@ def test_the_forward_computes_the_formula() -> None:
 
 
 def test_the_loss_is_the_likelihood_of_the_mixture() -> None:
-    """With every token before told, as in training where ``reveal`` is 1."""
+    """With every token before told, as in training where ``reveal`` is 1; what a slot was told it does not guess."""
     mixer = random_mixer(reveal=1.0).train()
     hidden, context, labels = inputs()
     loss, losses, keeps, places = mixer(hidden, context, labels).loss, [[], []], [], 0.0
@@ -125,7 +125,10 @@ def test_the_loss_is_the_likelihood_of_the_mixture() -> None:
         for j in range(J):
             token = int(labels[i, j])
             if token >= 0:
-                losses[j].append(-math.log(sum(shares[k][j] * softmax(logits[k])[token] for k in range(K))))
+                homes = [scores[k].index(max(scores[k])) for k in range(K)]
+                # A slot of a later position was told this token, or a later one.
+                chances = [softmax(logits[k])[token] if homes[k] <= j else math.exp(NEVER) for k in range(K)]
+                losses[j].append(-math.log(sum(shares[k][j] * chances[k] for k in range(K))))
         for k in range(K):
             places += (1 - scores[k][k % J]) / 3
             if scores[k].index(max(scores[k])) == 0:  # the others were told what is right

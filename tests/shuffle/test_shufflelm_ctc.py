@@ -48,6 +48,13 @@ def test_a_target_that_no_path_can_say_adds_nothing() -> None:
     assert not logits.grad.any()
 
 
+def test_a_target_that_no_path_can_say_does_not_count_among_the_tokens() -> None:
+    logits, keep = torch.randn(2, SLOTS, VOCABULARY), torch.randn(2, SLOTS)
+    alone = ctc_loss(logits[:1], keep[:1], torch.tensor([[0, 2]]))
+    beside = ctc_loss(logits, keep, torch.tensor([[0, 2, -100], [1, 1, 1]]))  # which needs five slots
+    torch.testing.assert_close(beside, alone)
+
+
 def likeliest_path(logits: Tensor, keep: Tensor, target: list[int]) -> list[int]:
     """Of all paths written out that say ``target``, the likeliest: the place of what each slot says, -1 for nothing."""
     kept, said = keep.sigmoid(), logits.softmax(-1)

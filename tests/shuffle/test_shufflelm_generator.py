@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from decoding.stopping import StopStrings
 from shuffle.examples import Example, collate_pairs
@@ -163,12 +164,29 @@ def test_orders_only_by_what_the_model_has() -> None:
         model.ordering(most=7)
 
 
-def test_threshold_and_most_say_what_is_kept() -> None:
+def test_the_threshold_says_what_is_kept() -> None:
     keep = torch.tensor([2.0, -1.0, 0.5, -3.0, 1.0])
     assert Ordering(keep_threshold=0.5).kept(keep) == [0, 2, 4]
     assert Ordering(keep_threshold=1 / (1 + math.exp(1.5))).kept(keep) == [0, 1, 2, 4]
-    assert Ordering(most=2).kept(keep) == [0, 4]
     assert Ordering().kept(keep - 9) == [0]
+
+
+def test_the_most_of_a_pass_are_the_first_tokens_of_its_text_and_the_next_goes_on_behind_them() -> None:
+    model, prompt = make(), torch.tensor([[5, 9, 7]])
+    whole = model.generate(prompt, max_new_tokens=6)[0, 3:].tolist()
+    for most in range(1, len(whole)):
+        first = model.generate(prompt, max_parallel_tokens=most)[0, 3:].tolist()
+        assert first == whole[:most]
+        further = model.generate(prompt, max_parallel_tokens=most, max_new_tokens=most + 1)[0, 3:].tolist()
+        again = model.generate(torch.tensor([[5, 9, 7, *first]]), max_parallel_tokens=most, max_new_tokens=1)
+        assert further == again[0, 3:].tolist()
+
+
+def test_texts_are_padded_with_an_end_token_where_there_is_no_id_for_it() -> None:
+    assert ShuffleConfig(vocab_size=20, eos_token_id=[7, 8]).padding_id == 7
+    assert ShuffleConfig(vocab_size=20, eos_token_id=7, pad_token_id=0).padding_id == 0
+    llama = LlamaConfig(vocab_size=20, pad_token_id=4, hidden_size=32, num_attention_heads=2, intermediate_size=32)
+    assert ShuffleConfig.like(llama).padding_id == 4
 
 
 def test_assignment_gives_each_place_to_one_where_sorting_cannot() -> None:

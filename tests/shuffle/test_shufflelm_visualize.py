@@ -48,6 +48,17 @@ def test_neighbours_that_say_the_same_are_one_token_of_the_text() -> None:
     assert shown.steps[-1] == (2, ("w3", "w4", "w4", "w3", "w5"))
 
 
+def test_the_end_stands_behind_the_text_wherever_its_slot_does() -> None:
+    model = make(matching="ctc", position_head="none")
+    said = torch.nn.functional.one_hot(torch.tensor([[3, 2, 4, 2, 5, 3, 3, 3]]), 20).float()
+    keep = torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0]])
+    model.say = lambda *_: (said, None, keep)
+    shown = visualize_shuffle(model, Tokenizer(), "w3", save_animation=False)
+    generated = model.generate(torch.tensor([[3]]), max_new_tokens=8)[0, 1:].tolist()
+    assert shown.steps[-1] == (2, ("w3", "w4", "w5", " "))
+    assert [WORDS[token] for token in generated] == list(shown.steps[-1][1])
+
+
 def test_steps_are_all_slots_the_kept_ones_and_the_text(tmp_path: Path) -> None:
     model, prompt = make(), "w3 w4 w5"
     shown = visualize_shuffle(model, Tokenizer(), prompt, output_path=tmp_path / "new" / "x.gif")
