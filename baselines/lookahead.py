@@ -24,9 +24,8 @@ As in the authors' code: the window starts with random tokens of the prompt and 
 by one position a step however many tokens were accepted, so after a good step it lags behind the text. That makes its
 n-grams slightly stale and not wrong; moving it by the accepted length would throw away the columns that were already
 iterated on. Unlike theirs: a whole n-gram and the token after it can be accepted in one step (theirs stops before an
-n-gram's last token), n-grams from the prompt are tried during the filling too, and
-by default the pool also holds the n-grams of prompt and text (``pool_from_prompt``; an option of theirs that is off by
-default), as prompt lookup does.
+n-gram's last token), n-grams from the prompt are tried during the filling too, and by default the pool also holds the
+n-grams of prompt and text (``pool_from_prompt``; an option of theirs that is off by default), as prompt lookup does.
 
 In sampled decoding the proposals are still deterministic (argmax trajectories), so ``draft_probabilities`` is None and
 verification is exact.

@@ -21,8 +21,8 @@ suffixes are thus deterministic, ``draft_probabilities`` is None and verificatio
 
 Unlike the authors' code: what the draft model's last forward pass drafts beyond gamma is kept as a part of the draft
 (it is paid for), branches with the same beginning share nodes, and by default the pool also holds the phrases of prompt
-and text (``pool_from_prompt``). With ``warm_start`` the pool is kept from prompt to
-prompt; the speed then depends on the prompts that came before, so it is a method of its own in the tables.
+and text (``pool_from_prompt``). With ``warm_start`` the pool is kept from prompt to prompt; the speed then depends on
+the prompts that came before, so it is a method of its own in the tables.
 
 Example::
 
