@@ -169,4 +169,7 @@ def mixer_for(target: TargetModel, parts: Mapping[str, Path]) -> DecodingMixer:
         raise ValueError(f"the mixer was trained for hidden size {mixer.config.hidden_size}, the target has {width}")
     if mixer.config.vocab_size != vocab_size:
         raise ValueError(f"the mixer was trained for {mixer.config.vocab_size} tokens, the target has {vocab_size}")
+    last = int(mixer.shortlist.max())
+    if last >= vocab_size:
+        raise ValueError(f"the mixer guesses token {last}, the target's vocabulary has {vocab_size}")
     return DecodingMixer(mixer, target.dtype, target.device)

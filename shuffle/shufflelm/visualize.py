@@ -13,7 +13,7 @@ Example::
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
+from decoding.stopping import Ending
 from shuffle.shufflelm.blocks import check_prompt
 from shuffle.shufflelm.model import ShuffleLM
 
@@ -85,18 +86,14 @@ def visualize_shuffle(
     order = ordering.of(scores, output.keep_logits[0])
     chosen = output.logits[0].argmax(-1).tolist()
     order = [order[place] for place in ordering.spoken(order, [chosen[slot] for slot in order])]
-    order = text_of(order, chosen, model.config.end_token_ids)
+    ends = model.config.end_token_ids
+    order = sorted(order, key=lambda slot: chosen[slot] in ends)  # as ``generate`` has it: the end behind all others
+    order = order[: Ending(len(order), ends).check([chosen[slot] for slot in order], 0).kept]
     shown = ShuffleSteps(tuple(tokenizer.decode([token]) for token in chosen), tuple(order))
     if save_animation:
         text = tokenizer.decode([chosen[slot] for slot in order])
         _animate(shown, f"{tokenizer.decode(ids)}  →  {text}", Path(output_path))
     return shown
-
-
-def text_of(order: Sequence[int], chosen: Sequence[int], end_token_ids: Collection[int]) -> list[int]:
-    """Return the slots that make up the text as ``generate`` has it: the end behind all others, and once."""
-    ends = [slot for slot in order if chosen[slot] in end_token_ids]
-    return [slot for slot in order if chosen[slot] not in end_token_ids] + ends[:1]
 
 
 def _animate(shown: ShuffleSteps, title: str, path: Path) -> None:

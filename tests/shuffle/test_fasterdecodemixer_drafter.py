@@ -223,6 +223,10 @@ def test_mixers_that_are_missing_damaged_or_anothers_are_refused(
         drafter_of(target, saved(tmp_path / "narrow", new_mixer(width=16)))
     with pytest.raises(ValueError, match="trained for 64 tokens, the target has 48"):
         drafter_of(target, saved(tmp_path / "wide", new_mixer((3, 60), vocab_size=64)))
+    damaged = new_mixer()
+    damaged.shortlist[-1] = 60
+    with pytest.raises(ValueError, match="token 60, the target's vocabulary has 48"):
+        drafter_of(target, saved(tmp_path / "damaged", damaged))
     with pytest.raises(ValueError, match="mode must be 'verified' or 'raw', not 'fast'"):
         MixerGenerator.from_pretrained(good["mixer"], mode="fast")
     with pytest.raises(ValueError, match="keep_threshold must be 0 or more"):

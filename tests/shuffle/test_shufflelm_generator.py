@@ -174,6 +174,7 @@ def test_the_threshold_says_what_is_kept() -> None:
 def test_the_most_of_a_pass_are_the_first_tokens_of_its_text_and_the_next_goes_on_behind_them() -> None:
     model, prompt = make(), torch.tensor([[5, 9, 7]])
     whole = model.generate(prompt, max_new_tokens=6)[0, 3:].tolist()
+    assert len(whole) > 2
     for most in range(1, len(whole)):
         first = model.generate(prompt, max_parallel_tokens=most)[0, 3:].tolist()
         assert first == whole[:most]
