@@ -69,6 +69,14 @@ inline void panel_step(const W* const (&panels)[P], int64_t at, const typename P
             sum[r][part] = Product<W>::add(sum[r][part], lanes[part], x + r * PAIR + STEP);
 }
 
+// With 16 registers the sums of a block fill them, and a function by itself leaves them to it. Measured with AVX2, against
+// inlined ones: a pass in bfloat16 takes 0.94 to 0.97 of the time from 1 to 96 rows, in float32 the same; bits are the same.
+#if defined(__AVX__) && !defined(__AVX512F__)
+#define BY_ITSELF __attribute__((noinline))
+#else
+#define BY_ITSELF inline
+#endif
+
 // P panels of weights times a block of R rows: sums [P][R][PARTS]. A sum's bits depend neither on P nor on R.
 template <class W>
 struct Panel {
@@ -81,7 +89,7 @@ struct Panel {
     static int64_t stride(int64_t k) { return PANEL * k; }  // weights from one panel to the next
 
     template <int R, int P>
-    static inline void rows(const W* const (&panels)[P], const Input* x, int k, Floats* sums, Ahead<P> ahead) {
+    static BY_ITSELF void rows(const W* const (&panels)[P], const Input* x, int k, Floats* sums, Ahead<P> ahead) {
         constexpr int PAIR = Product<W>::PAIR;
         Floats sum[R][P * PARTS];
         for (int r = 0; r < R; r++)
