@@ -39,6 +39,7 @@ from pipeline.precision import multiplies_in
 # Not the environment's temporary folder, which may be another for each job: the lock is the machine's.
 LOCK_FOLDER = Path("/tmp" if os.name == "posix" else tempfile.gettempdir())
 READ_BYTES = 512 * 2**20  # more than most caches hold
+SCALED_SIDE = 1024  # of a matrix that one thread multiplies in some hundredths of a second
 LONG_S = 0.2  # of measuring one limit: a profile has a hundred cells, each of which measures them twice
 
 
@@ -103,20 +104,28 @@ class Limits:
     Attributes:
         bandwidth_bytes_per_s: reading memory with all threads.
         flops_per_s: multiplying large matrices in the cell's dtype, or in float32 where a processor lacks that.
+        thread_scaling: how many times as fast all threads multiply as one; None on a GPU, and of one thread. Of two
+            measurements the lower one counts: it tells whether the threads had cores of their own all along.
     """
 
     bandwidth_bytes_per_s: float
     flops_per_s: float
+    thread_scaling: float | None = None
 
     def or_better(self, other: Limits) -> Limits:
         """Return the better of two measurements, limit by limit."""
+        scalings = [each.thread_scaling for each in (self, other) if each.thread_scaling is not None]
         return Limits(
-            max(self.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s), max(self.flops_per_s, other.flops_per_s)
+            max(self.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s),
+            max(self.flops_per_s, other.flops_per_s),
+            min(scalings, default=None),
         )
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype, trials: int = 5) -> Limits:
-    """Measure memory bandwidth (reading 512 MiB once) and the peak of a matrix product; best trial.
+    """Measure memory bandwidth (reading 512 MiB once), the peak of a matrix product and how it grows with threads.
+
+    Of each the best trial counts.
 
     What is read is summed up: by the compiled engine's own loop where there is one, which leaves more of memory's speed
     than torch's product of matrix and vector does; on other machines by that product; on a GPU by the faster of it and
@@ -128,7 +137,26 @@ def measure_limits(device: torch.device, dtype: torch.dtype, trials: int = 5) ->
         # It lacks this arithmetic: torch is 5 to 100 times slower in it, and the compiled engine is in float32.
         dtype = torch.float32
     matrix = torch.ones(side, side, device=device, dtype=dtype)
-    return Limits(bandwidth, 2 * side**3 / _best_s(lambda: matrix.matmul(matrix), device, queued, trials))
+    flops_per_s = 2 * side**3 / _best_s(lambda: matrix.matmul(matrix), device, queued, trials)
+    return Limits(bandwidth, flops_per_s, _thread_scaling(device, trials))
+
+
+def _thread_scaling(device: torch.device, trials: int) -> float | None:
+    """Compare all threads with one on the same product, within half a second.
+
+    A virtual machine may show two threads of one core as two cores, from one hour to the next.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        return None
+    matrix = torch.ones(SCALED_SIDE, SCALED_SIDE)
+    together = _best_s(lambda: matrix.matmul(matrix), device, 1, trials)
+    try:
+        torch.set_num_threads(1)
+        alone = _best_s(lambda: matrix.matmul(matrix), device, 1, trials)
+    finally:
+        torch.set_num_threads(threads)
+    return alone / together
 
 
 def _bandwidth(device: torch.device, side: int, queued: int, trials: int) -> float:

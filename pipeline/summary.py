@@ -107,6 +107,7 @@ def summarise(
         "mfu": None if work is None else _ratio(work, decode_s * limits.flops_per_s),
         "bandwidth_bytes_per_s": limits.bandwidth_bytes_per_s,
         "flops_per_s": limits.flops_per_s,
+        "thread_scaling": limits.thread_scaling,
         "decode_s": sum(run["decode_s"] for run in runs),
         "draft_s": sum(run["draft_s"] for run in runs),
         "verify_s": sum(run["verify_s"] for run in runs),

@@ -52,13 +52,20 @@ def header(table: pd.DataFrame, provenance: dict[str, Any]) -> str:
     return " · ".join(
         [
             listed(table["hardware"]) or "hardware unknown",
-            f"{listed(table['num_threads'])} threads",
+            threads(table),
             listed(table["dtype"]),
             f"{span(prompts)} prompts a cell",
             commit_of(provenance),
             f"profile {listed(table['profile'])}",
         ]
     )
+
+
+def threads(table: pd.DataFrame) -> str:
+    """Return how many threads computed, and how much faster than one they were, where that was measured."""
+    scaling = table["thread_scaling"].dropna()
+    count = f"{listed(table['num_threads'])} threads"
+    return count if scaling.empty else f"{count}, {span(scaling.round(1))} times as fast as one"
 
 
 def commit_of(provenance: dict[str, Any]) -> str:

@@ -245,6 +245,13 @@ COLUMNS: dict[str, pa.Column] = {
     # how it was measured
     "repeats": whole("trials", "timed trials a prompt; times are their median", ge=1),
     "num_threads": whole("threads", "CPU threads that computed", ge=1),
+    "thread_scaling": real(
+        "ratio",
+        "speed of a matrix product with all of these threads by its speed with one, the lower of before and after the "
+        "cell: near `num_threads` where each has a core of its own, near 1 where two share one; empty on a GPU, with "
+        "one thread, and in older tables",
+        gt=0.0,
+    ),
     "resumed_prompts": whole(
         "prompts",
         "prompts taken over from a run that was killed; a method that learns from prompt to prompt then ran them once "

@@ -73,6 +73,7 @@ def row(method: str = "autoregressive", task: str = "humaneval", **changes: Any)
         "output_sha256": "c" * 64,
         "repeats": 1,
         "num_threads": 2,
+        "thread_scaling": 1.9,
         "resumed_prompts": 0,
         "status": "ok",
         "reason": "",

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pipeline.clock import MemoryMeter, machine_lock, measure_limits, quiet
+from pipeline.machine import available_cores
 
 CPU = torch.device("cpu")
 HOLD = """
@@ -91,6 +92,22 @@ def test_limits_are_what_a_plain_loop_measures_within_an_order_of_magnitude() ->
     plain = data.nbytes / (time.perf_counter() - started)
     assert plain / 10 < limits.bandwidth_bytes_per_s < 100 * plain
     assert limits.flops_per_s > 1e9
+
+
+@pytest.mark.skipif(available_cores() < 2, reason="takes two cores")
+def test_two_threads_are_compared_with_one_and_stay_two() -> None:
+    """On one core two threads are as fast as one, on two up to twice as fast; noise may add to it."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        scaling = measure_limits(CPU, torch.float32, trials=2).thread_scaling
+        assert scaling is not None
+        assert 0.3 < scaling < 4.0
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        assert measure_limits(CPU, torch.float32, trials=2).thread_scaling is None
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_processor_without_bfloat16_is_held_to_what_it_does_in_float32() -> None:

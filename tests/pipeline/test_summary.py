@@ -110,3 +110,9 @@ def test_times_of_a_prompt_are_all_of_one_trial() -> None:
 
 def test_of_two_measurements_of_the_machine_the_better_limit_counts() -> None:
     assert Limits(1.0, 4.0).or_better(Limits(3.0, 2.0)) == Limits(3.0, 4.0)
+
+
+def test_of_two_measurements_of_the_threads_the_lower_one_counts() -> None:
+    """A limit is what the machine can do; that threads had to share a core is what a cell's times suffered from."""
+    assert Limits(1.0, 1.0, 1.9).or_better(Limits(1.0, 1.0, 0.9)).thread_scaling == 0.9
+    assert Limits(1.0, 1.0).or_better(Limits(1.0, 1.0, 1.9)).thread_scaling == 1.9

@@ -46,9 +46,22 @@ def test_a_line_says_quality_speed_and_cost() -> None:
 def test_the_header_says_what_ran_where() -> None:
     page = as_markdown(table(row(), row(task="verbalized", num_prompts=12)), ran_with(("f" * 40, True)))
     assert page.splitlines()[2] == (
-        "Test CPU @ 2 GHz · 2 threads · bfloat16 · 6 to 12 prompts a cell"
+        "Test CPU @ 2 GHz · 2 threads, 1.9 times as fast as one · bfloat16 · 6 to 12 prompts a cell"
         " · commit ffffffffffff with changes · profile laptop"
     )
+
+
+@pytest.mark.parametrize(
+    ("scalings", "told"),
+    [
+        ([None, None], "2 threads"),
+        ([1.94, None], "2 threads, 1.9 times as fast as one"),
+        ([1.94, 0.87], "2 threads, 0.9 to 1.9 times as fast as one"),
+    ],
+)
+def test_the_header_says_whether_threads_had_cores_of_their_own(scalings: list[float | None], told: str) -> None:
+    rows = [row(thread_scaling=scaling, seed=seed) for seed, scaling in enumerate(scalings)]
+    assert f" · {told} · " in as_markdown(table(*rows), ran_with(("f" * 40, True)))
 
 
 @pytest.mark.parametrize(
