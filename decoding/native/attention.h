@@ -52,12 +52,6 @@ void write_cache(const Run<T, E>& run, const Layer& layer, int index) {
     }
 }
 
-// The first whole vector from an address on: a load of one that lies across two lines of the cache takes twice as long.
-inline float* aligned(float* at) {
-    const uintptr_t line = sizeof(Floats);
-    return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(at) + line - 1) / line * line);
-}
-
 // Memory is asked, into the second cache, for what comes next while this block is worked on; beyond the last there is no
 // harm in it.
 template <class T>
@@ -105,68 +99,154 @@ inline void soften(float* row, int64_t count, float scale) {
     for (int64_t i = 0; i < count; i++) row[i] *= share_of_one;
 }
 
+// One query of a piece, rotated to its position. ``rotated``: memory for ``dim`` numbers.
 template <class T, class E>
-void attend_piece(const Run<T, E>& run, const Layer& layer, int index, int head, int64_t first, int64_t last) {
-    const Model& m = run.m;
-    const Batch& b = run.b;
-    const std::vector<Sight>& sight = run.sight;
-    static thread_local std::vector<float> memory;
-    const int64_t group = m.heads / m.kv_heads, queries = (last - first) * group;
-    const int64_t dim = m.head_dim, wide = whole(dim);
-    int64_t end = 0;  // one past the last row of the cache that a query sees
-    for (int64_t w = first; w < last; w++)
-        end = std::max(end, run.length(w) + (sight[w].others.empty() ? sight[w].leading : w + 1));
-    const int64_t blocks = (end + PANEL - 1) / PANEL, stride = blocks * PANEL;
-    const int64_t needed = queries * (stride + wide + dim) + VALUES * wide + LANES;
-    if (int64_t(memory.size()) < needed) memory.resize(needed);
-    float* scores = aligned(memory.data());   // [queries, stride]
-    float* block = scores + queries * stride;  // [64, wide] of values, or [dim, 16] of keys laid out
-    float* sums = block + VALUES * wide;       // [queries, wide]
-    const Packed<T> query{reinterpret_cast<typename Packed<T>::Input*>(sums + queries * wide), queries, dim, ROWS};
-    for (int64_t q = 0; q < queries; q++) {
-        const int64_t w = first + q / group;
-        const float* own = run.qkv + w * run.qkv_width + (head * group + q % group) * dim;
-        rotate(m, own, layer.query_norm, b.positions[w], sums);
-        query.write(q, 0, sums, dim);
-    }
-    for (int64_t at = 0; at < blocks; at++) {
-        // The values come while scores are worked out. Measured at 1,000 keys: a pass takes 0.92 to 0.94 of the time.
-        ask_for(run.keys(index, head, first) + (at + 2) * PANEL * dim, PANEL * dim);
-        ask_for(run.values(index, head, first) + at * PANEL * dim, PANEL * dim);
-        lay_out(run.keys(index, head, first) + at * PANEL * dim, dim, int(std::min<int64_t>(PANEL, end - at * PANEL)), block);
-        for (int64_t q = 0; q < queries; q += ROWS) {
+void enter_query(const Run<T, E>& run, const Layer& layer, const Piece<T>& piece, int64_t q, float* rotated) {
+    const int64_t w = piece.row_of(q);
+    rotate(run.m, run.qkv + w * run.qkv_width + piece.column(q), layer.query_norm, run.b.positions[w], rotated);
+    piece.query.write(q, 0, rotated, piece.dim);
+}
+
+// Scores of the keys of blocks [from, to) for all queries, each block laid out in ``memory``. ``ask`` is called with each,
+// and asks memory for values: they come while scores are worked out. Measured at 1,000 keys: 0.92 to 0.94 of a pass's time.
+template <class T, class Ask>
+void score(const Piece<T>& piece, int64_t from, int64_t to, float* memory, const Ask& ask) {
+    const int64_t dim = piece.dim;
+    const Ahead<1> nothing{{reinterpret_cast<const char*>(memory)}, 0};
+    for (int64_t at = from; at < to; at++) {
+        ask_for(piece.keys + (at + 2) * PANEL * dim, PANEL * dim);
+        ask(at);
+        lay_out(piece.keys + at * PANEL * dim, dim, int(std::min<int64_t>(PANEL, piece.end - at * PANEL)), memory);
+        for (int64_t q = 0; q < piece.queries; q += ROWS) {
             Floats found[ROWS * PARTS];
-            const int some = int(std::min<int64_t>(ROWS, queries - q));
-            const Ahead<1> nothing{{reinterpret_cast<const char*>(block)}, 0};
-            panels_times<T, 1>({reinterpret_cast<const T*>(block)}, query.block(q), some, int(dim), found, nothing);
+            const int some = int(std::min<int64_t>(ROWS, piece.queries - q));
+            panels_times<T, 1>({reinterpret_cast<const T*>(memory)}, piece.query.block(q), some, int(dim), found, nothing);
             for (int i = 0; i < some; i++)
-                std::memcpy(scores + (q + i) * stride + at * PANEL, found + i * PARTS, PARTS * sizeof(Floats));
+                std::memcpy(piece.scores_of(q + i) + at * PANEL, found + i * PARTS, PARTS * sizeof(Floats));
         }
-    }
-    for (int64_t q = 0; q < queries; q++) {
-        const Sight& seen = sight[first + q / group];
-        float* row = scores + q * stride;
-        int64_t count = run.length(first) + seen.leading;
-        for (const int32_t other : seen.others) row[count++] = row[run.length(first) + other];
-        soften(row, count, 1.0f / std::sqrt(float(dim)));
-    }
-    add_values(run, index, head, first, queries, stride, scores, block, sums);
-    for (int64_t q = 0; q < queries; q++) {
-        const int64_t w = first + q / group;
-        run.packed(run.input, m.heads * dim).write(w, (head * group + q % group) * dim, sums + q * wide, dim);
     }
 }
 
-// Attention of the rows from ``start`` on; what it gives is the input of the output projection. Work is shared out in
-// pieces of some rows and one key head, whose keys are laid out once for all the queries of the piece.
+// A query's scores to what values are multiplied with: those of the keys that it sees, side by side.
+template <class T>
+void weigh(const Piece<T>& piece, int64_t q) {
+    float* row = piece.scores_of(q);
+    int64_t count = piece.leading(q);
+    for (const int32_t other : piece.seen(q).others) row[count++] = row[piece.before + other];
+    soften(row, count, 1.0f / std::sqrt(float(piece.dim)));
+    enter_scores<T>(row, piece.leading(q), count);
+}
+
+// Columns [from, to) of the weighted values, to what enters the output projection.
+template <class T, class E>
+void sum_up(const Run<T, E>& run, const Piece<T>& piece, int64_t from, int64_t to, float* memory) {
+    const int64_t wide = whole(to - from);
+    float* sums = memory + VALUES * wide;
+    add_values(piece, from, to, memory, sums);
+    const Packed<E> output = run.packed(run.input, run.m.heads * piece.dim);
+    for (int64_t q = 0; q < piece.queries; q++)
+        output.write(piece.row_of(q), piece.column(q) + from, sums + q * wide, to - from);
+}
+
+// Memory of this thread alone, for its share of ``queries`` and what it lays out, and ``more`` behind it.
+inline float* own_memory(int64_t queries, int64_t dim, int64_t more = 0) {
+    static thread_local std::vector<float> memory;
+    const int64_t needed = (VALUES + queries) * whole(dim) + LANES + more;
+    if (int64_t(memory.size()) < needed) memory.resize(needed);
+    return aligned(memory.data());
+}
+
+// The rows of a piece at most: those whose queries stay in the nearest cache.
+inline int64_t tallest(const Model& m) { return std::max<int64_t>(1, 48 / (m.heads / m.kv_heads)); }
+
+// Few rows are one piece to a key head, with all their queries, and every thread works on each of them: scores are shared
+// out by keys and sums by columns. So three key heads keep two threads as busy as four do, or eight, and a key is laid
+// out once. A number is worked out as by one thread alone.
+template <class T, class E>
+struct Together {
+    const Run<T, E>& run;
+    const Layer& layer;
+    int index;
+    int64_t start;
+    int64_t queries = (run.b.width - start) * (run.m.heads / run.m.kv_heads), dim = run.m.head_dim;
+    int64_t end = last_key(run, start, run.b.width);
+
+    static bool suits(const Run<T, E>& run, int64_t start) { return !run.b.caches && run.b.width - start <= tallest(run.m); }
+
+    // This thread's part of a head, of each of which there are ``parts``.
+    std::pair<int64_t, int64_t> part(int64_t head, int64_t parts) const {
+        const auto [first, last] = share(run.m.kv_heads * parts);
+        return {std::clamp<int64_t>(first - head * parts, 0, parts), std::clamp<int64_t>(last - head * parts, 0, parts)};
+    }
+
+    // Calls ``work`` with each piece that this thread has a part of, and with the part.
+    template <class Work>
+    void each(int64_t parts, const Work& work) const {
+        for (int head = 0; head < run.m.kv_heads; head++) {
+            const auto [from, to] = part(head, parts);
+            float* scores = run.scores + head * Piece<T>::floats(queries, dim, end);
+            if (from < to) work(Piece<T>(run, index, head, start, run.b.width, end, scores), from, to);
+        }
+    }
+
+    void enter_queries() const {
+        each(queries, [&](const Piece<T>& piece, int64_t from, int64_t to) {
+            for (int64_t q = from; q < to; q++) enter_query(run, layer, piece, q, own_memory(queries, dim));
+        });
+    }
+
+    void attend() const {
+        const int64_t blocks = (end + PANEL - 1) / PANEL, vectors = whole(dim) / LANES;
+        float* memory = own_memory(queries, dim);
+        each(blocks, [&](const Piece<T>& piece, int64_t from, int64_t to) {
+            const auto [low, high] = part(piece.head, vectors);  // what this thread will sum up, all keys of it
+            score(piece, from, to, memory, [&, low = low, high = high](int64_t at) {
+                const int64_t stop = (at + 1 - from) * blocks / (to - from) * PANEL;
+                for (int64_t key = (at - from) * blocks / (to - from) * PANEL; key < stop; key++)
+                    ask_for(piece.values + key * dim + low * LANES, (high - low) * LANES);
+            });
+        });
+#pragma omp barrier
+        each(queries, [&](const Piece<T>& piece, int64_t from, int64_t to) {
+            for (int64_t q = from; q < to; q++) weigh(piece, q);
+        });
+#pragma omp barrier
+        each(vectors, [&](const Piece<T>& piece, int64_t from, int64_t to) {
+            sum_up(run, piece, from * LANES, std::min(dim, to * LANES), memory);
+        });
+    }
+};
+
+// What attention needs of the rows from ``start`` on, before it is known what the other threads write.
+template <class T, class E>
+void enter_queries(const Run<T, E>& run, const Layer& layer, int index, int64_t start) {
+    if (Together<T, E>::suits(run, start)) Together<T, E>{run, layer, index, start}.enter_queries();
+}
+
+// A piece by one thread: some rows and one key head.
+template <class T, class E>
+void attend_piece(const Run<T, E>& run, const Layer& layer, int index, int head, int64_t first, int64_t last) {
+    const int64_t dim = run.m.head_dim, queries = (last - first) * (run.m.heads / run.m.kv_heads);
+    const int64_t end = last_key(run, first, last), floats = Piece<T>::floats(queries, dim, end);
+    float* scores = own_memory(queries, dim, floats);
+    float* memory = scores + floats;
+    const Piece<T> piece(run, index, head, first, last, end, scores);
+    for (int64_t q = 0; q < queries; q++) enter_query(run, layer, piece, q, memory);
+    score(piece, 0, piece.blocks, memory, [&](int64_t at) { ask_for(piece.values + at * PANEL * dim, PANEL * dim); });
+    for (int64_t q = 0; q < queries; q++) weigh(piece, q);
+    sum_up(run, piece, 0, dim, memory);
+}
+
+// Attention of the rows from ``start`` on; what it gives is the input of the output projection. The many rows of a prompt
+// are shared out in pieces, whose keys are laid out once for all the queries of the piece.
 template <class T, class E>
 void attend(const Run<T, E>& run, const Layer& layer, int index, int64_t start) {
+    if (Together<T, E>::suits(run, start)) return Together<T, E>{run, layer, index, start}.attend();
     const Model& m = run.m;
     const Batch& b = run.b;
-    const int64_t group = m.heads / m.kv_heads, threads = omp_get_num_threads(), count = b.width - start;
-    // No more queries than stay in the nearest cache, and a piece for each thread; a text of its own is its own piece.
-    const int64_t most = std::min(std::max<int64_t>(1, 48 / group), (count + threads - 1) / threads);
-    const int64_t rows = b.caches ? 1 : most;
+    const int64_t threads = omp_get_num_threads(), count = b.width - start;
+    // A piece for each thread; a text of its own is its own piece.
+    const int64_t rows = b.caches ? 1 : std::min(tallest(m), (count + threads - 1) / threads);
     const int64_t pieces = (count + rows - 1) / rows;
     // In turn: the later rows of a prompt see more.
     for (int64_t item = omp_get_thread_num(); item < pieces * m.kv_heads; item += threads) {

@@ -26,6 +26,7 @@ SOURCES = (
     "mixer.h",
     "model.h",
     "panels.h",
+    "piece.h",
     "product.h",
     "slots.h",
     "top.h",

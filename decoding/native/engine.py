@@ -194,7 +194,7 @@ class NativeEngine:
         width = numbers.shape[1]
         hidden = torch.empty(width - first_row, self._model.hidden)
         logits = torch.empty(width - first_row if with_logits else 0, self._model.head.n)
-        needed = self._library.scratch_floats(byref(self._model), c_int64(width))
+        needed = self._library.scratch_floats(byref(self._model), c_int64(width), c_int64(cache.capacity))
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed)
         batch.width, batch.capacity, batch.first_row = width, cache.capacity, first_row

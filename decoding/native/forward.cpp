@@ -103,6 +103,7 @@ struct Forward : Run<T, W> {
             product<W, Store::SET>(layer.query_key_value, packed(input, m.hidden), 0, qkv);
 #pragma omp barrier
             write_cache(*this, layer, index);
+            enter_queries(*this, layer, index, start);
 #pragma omp barrier
             attend(*this, layer, index, start);
 #pragma omp barrier
@@ -154,9 +155,11 @@ float sum_of(const float* data, int64_t n) {
 }
 
 // The floats of scratch memory that a batch needs, in whatever type: int8 needs the most.
-int64_t scratch_floats(const Model* m, int64_t width) {
+int64_t scratch_floats(const Model* m, int64_t width, int64_t capacity) {
     const int64_t qkv = (m->heads + 2 * m->kv_heads) * m->head_dim, most = std::max(m->hidden, m->heads * m->head_dim);
-    return width * (2 * m->hidden + qkv + Packed<int8_t>::floats(most) + Packed<int8_t>::floats(m->intermediate));
+    const int64_t queries = std::min(width, tallest(*m)) * (m->heads / m->kv_heads);
+    const int64_t scores = m->kv_heads * Piece<float>::floats(queries, m->head_dim, capacity) + LANES;
+    return width * (2 * m->hidden + qkv + Packed<int8_t>::floats(most) + Packed<int8_t>::floats(m->intermediate)) + scores;
 }
 
 int64_t int8_place() { return PLACE; }  // of weights in int8: neighbours that lie side by side

@@ -83,6 +83,7 @@ struct Run {
     float *x, *normal, *qkv;   // [w, hidden], [w, hidden], [w, qkv_width]
     typedef typename Packed<E>::Input Input;
     Input *input, *activated;  // packed rows: what enters the next product
+    float* scores;             // of attention where the threads work on it together
     std::vector<Sight> sight;  // of each row
 
     Run(const Model& model, const Batch& batch) : m(model), b(batch) {
@@ -93,6 +94,7 @@ struct Run {
         input = reinterpret_cast<Input*>(qkv + b.width * qkv_width);
         activated = reinterpret_cast<Input*>(reinterpret_cast<float*>(input) +
                                              b.width * Packed<E>::floats(std::max(m.hidden, m.heads * m.head_dim)));
+        scores = aligned(reinterpret_cast<float*>(activated) + b.width * Packed<E>::floats(m.intermediate));
         sight = sights(b);
     }
 

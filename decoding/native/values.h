@@ -4,12 +4,12 @@
 
 #include <type_traits>
 
-#include "model.h"
+#include "piece.h"
 
 namespace {
 
 constexpr int VALUES = 64;  // keys whose values are laid out, and added to the sums of all queries, together
-inline int64_t whole(int64_t dim) { return (dim + LANES - 1) / LANES * LANES; }  // in whole vectors
+inline int64_t whole(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }  // in whole vectors
 
 // What sums of values are made of: two keys to a multiply-add where it takes two neighbours of bfloat16, otherwise one,
 // widened. Of two neighbours the instruction adds the odd one first, each sum rounded to float32: with the earlier key
@@ -26,13 +26,14 @@ inline Words halves(const bf16* row, int64_t count) {
 }
 inline Words halves(const float* row, int64_t count) { return (Words)load_some(row, count); }
 
-// ``count`` rows of values as words, [count / KEYS][wide]; ``wide`` is ``dim`` in whole vectors.
+// Some columns of ``count`` rows of values, ``apart`` numbers from one row to the next, as words [count / KEYS][wide];
+// ``wide`` is ``columns`` in whole vectors.
 template <int KEYS, class T>
-void lay_out_values(const T* rows, int64_t count, int64_t dim, int64_t wide, float* to) {
+void lay_out_values(const T* rows, int64_t apart, int64_t count, int64_t columns, int64_t wide, float* to) {
     for (int64_t j = 0; j < count; j += KEYS, to += wide)
-        for (int64_t i = 0; i < dim; i += LANES) {
-            Words words = halves(rows + j * dim + i, dim - i);
-            if (KEYS == 2 && j + 1 < count) words |= halves(rows + (j + 1) * dim + i, dim - i) >> 16;
+        for (int64_t i = 0; i < columns; i += LANES) {
+            Words words = halves(rows + j * apart + i, columns - i);
+            if (KEYS == 2 && j + 1 < count) words |= halves(rows + (j + 1) * apart + i, columns - i) >> 16;
             std::memcpy(to + i, &words, sizeof(words));
         }
 }
@@ -61,18 +62,28 @@ void enter_scores(float* row, int64_t leading, int64_t count) {
         store_some(upper(load_some(row + from, count - from)) << 16, row + to, count - from);
 }
 
-// sums[q] += scores[q][j] * values[j] for Q queries and N vectors of each, j one after the other.
+// What is added to the sums of some queries: ``count`` values, each times the queries' scores.
+struct Addition {
+    const float *values, *scores;  // [count, apart], [queries, stride]
+    int64_t apart, stride, count;
+    float* sums;  // [queries, wide]
+    int64_t wide;
+};
+
+// sums[q] += scores[q][j] * values[j] for Q queries and N vectors of each from ``at`` on, j one after the other.
 template <class S, int Q, int N>
-inline void add_lanes(const float* values, const float* scores, int64_t wide, int64_t stride, int64_t count, float* sums) {
+inline void add_lanes(const Addition& of, int64_t at) {
     Floats sum[Q][N];
 #pragma GCC unroll 4
     for (int q = 0; q < Q; q++)
 #pragma GCC unroll 4
-        for (int n = 0; n < N; n++) sum[q][n] = load<Floats>(sums + q * wide + n * LANES);
-    for (int64_t j = 0; j < count; j++)
+        for (int n = 0; n < N; n++) sum[q][n] = load<Floats>(of.sums + q * of.wide + at + n * LANES);
+    const float *values = of.values + at, *scores = of.scores;
+    const int64_t apart = of.apart, stride = of.stride;
+    for (int64_t j = 0; j < of.count; j++)
 #pragma GCC unroll 4
         for (int n = 0; n < N; n++) {
-            const auto* words = reinterpret_cast<const typename S::Number*>(values + j * wide + n * LANES);
+            const auto* words = reinterpret_cast<const typename S::Number*>(values + j * apart + n * LANES);
             const typename S::Lanes lanes = S::template lanes<0>(words);
 #pragma GCC unroll 4
             for (int q = 0; q < Q; q++)
@@ -81,54 +92,55 @@ inline void add_lanes(const float* values, const float* scores, int64_t wide, in
 #pragma GCC unroll 4
     for (int q = 0; q < Q; q++)
 #pragma GCC unroll 4
-        for (int n = 0; n < N; n++) std::memcpy(sums + q * wide + n * LANES, &sum[q][n], sizeof(Floats));
+        for (int n = 0; n < N; n++) std::memcpy(of.sums + q * of.wide + at + n * LANES, &sum[q][n], sizeof(Floats));
 }
 
 template <class S, int Q>
-void add_weighted(int64_t queries, const float* values, const float* scores, int64_t wide, int64_t stride, int64_t count,
-                  float* sums) {
+void add_weighted(int64_t queries, const Addition& of) {
     if constexpr (Q > 1)
-        if (queries < Q) return add_weighted<S, Q - 1>(queries, values, scores, wide, stride, count, sums);
+        if (queries < Q) return add_weighted<S, Q - 1>(queries, of);
     int64_t i = 0;
     constexpr int N = REGISTERS / 8;
-    for (; i + N * LANES <= wide; i += N * LANES) add_lanes<S, Q, N>(values + i, scores, wide, stride, count, sums + i);
-    for (; i < wide; i += LANES) add_lanes<S, Q, 1>(values + i, scores, wide, stride, count, sums + i);
+    for (; i + N * LANES <= of.wide; i += N * LANES) add_lanes<S, Q, N>(of, i);
+    for (; i + 2 * LANES <= of.wide; i += 2 * LANES) add_lanes<S, Q, 2>(of, i);
+    for (; i < of.wide; i += LANES) add_lanes<S, Q, 1>(of, i);
 }
 
-// sums[q] = the values weighted by the scores, a key at a time in the order of its position.
-template <class T, class E>
-void add_values(const Run<T, E>& run, int index, int head, int64_t first, int64_t queries, int64_t stride, float* scores,
-                float* block, float* sums) {
+// sums[q] = columns [from, to) of the values weighted by the scores, a key at a time in the order of its position.
+template <class T>
+void add_values(const Piece<T>& piece, int64_t from, int64_t to, float* block, float* sums) {
     typedef Weighted<T> S;
     constexpr int KEYS = S::PAIR;
-    const int64_t dim = run.m.head_dim, wide = whole(dim), group = run.m.heads / run.m.kv_heads, before = run.length(first);
-    const T* rows = run.values(index, head, first);
-    const auto seen = [&](int64_t q) -> const Sight& { return run.sight[first + q / group]; };
-    std::fill(sums, sums + queries * wide, 0.0f);
+    const int64_t columns = to - from, wide = whole(columns);
+    const T* rows = piece.values + from;
+    // Floats in whole vectors are what is multiplied already.
+    const bool as_they_are = std::is_same_v<T, float> && columns == wide;
+    const auto addition = [&](int64_t q, int64_t key, int64_t score, int64_t count) {
+        const float *scores = piece.scores_of(q) + score, *as_laid_out = block;
+        const float* values = as_they_are ? reinterpret_cast<const float*>(rows + key * piece.dim) : as_laid_out;
+        return Addition{values, scores, as_they_are ? piece.dim : wide, piece.stride, count, sums + q * wide, wide};
+    };
+    std::fill(sums, sums + piece.queries * wide, 0.0f);
     int64_t most = 0;
-    for (int64_t q = 0; q < queries; q++) {
-        const int64_t leading = before + seen(q).leading;
-        most = std::max(most, leading);
-        enter_scores<T>(scores + q * stride, leading, leading + int64_t(seen(q).others.size()));
-    }
+    for (int64_t q = 0; q < piece.queries; q++) most = std::max(most, piece.leading(q));
     for (int64_t at = 0; at < most; at += VALUES) {
-        lay_out_values<KEYS>(rows + at * dim, std::min<int64_t>(VALUES, most - at), dim, wide, block);
-        const auto words = [&](int64_t q) {
-            return (std::clamp<int64_t>(before + seen(q).leading - at, 0, VALUES) + KEYS - 1) / KEYS;
-        };
-        for (int64_t q = 0; q < queries;) {  // up to four queries to each value that is loaded
+        if (!as_they_are)
+            lay_out_values<KEYS>(rows + at * piece.dim, piece.dim, std::min<int64_t>(VALUES, most - at), columns, wide, block);
+        const auto words = [&](int64_t q) { return (std::clamp<int64_t>(piece.leading(q) - at, 0, VALUES) + KEYS - 1) / KEYS; };
+        for (int64_t q = 0; q < piece.queries;) {  // up to four queries to each value that is loaded
             const int64_t here = words(q);
             int64_t alike = 1;
-            while (alike < 4 && q + alike < queries && words(q + alike) == here) alike++;
-            add_weighted<S, 4>(alike, block, scores + q * stride + at / KEYS, wide, stride, here, sums + q * wide);
+            while (alike < 4 && q + alike < piece.queries && words(q + alike) == here) alike++;
+            add_weighted<S, 4>(alike, addition(q, at, at / KEYS, here));
             q += alike;
         }
     }
-    for (int64_t q = 0; q < queries; q++) {
-        int64_t at = (before + seen(q).leading + KEYS - 1) / KEYS;
-        for (const int32_t other : seen(q).others) {
-            lay_out_values<1>(rows + (before + other) * dim, 1, dim, wide, block);
-            add_weighted<S, 1>(1, block, scores + q * stride + at++, wide, stride, 1, sums + q * wide);
+    for (int64_t q = 0; q < piece.queries; q++) {
+        int64_t at = (piece.leading(q) + KEYS - 1) / KEYS;
+        for (const int32_t other : piece.seen(q).others) {
+            const int64_t key = piece.before + other;
+            if (!as_they_are) lay_out_values<1>(rows + key * piece.dim, piece.dim, 1, columns, wide, block);
+            add_weighted<S, 1>(1, addition(q, key, at++, 1));
         }
     }
 }

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from decoding import CandidateTree
-from tests.decoding.test_native import KINDS, level, load  # noqa: F401 (level: a fixture)
+from tests.decoding.test_native import KINDS, level, load, random_tree  # noqa: F401 (level: a fixture)
 from tests.decoding.tiny import SHAPE, logits_of
 
 GENERATOR = random.Random(11)
@@ -57,6 +58,28 @@ def test_a_long_prompt_has_the_bits_of_reading_one_token_after_the_other(
         at_once = target.new_cache(256)
         assert torch.equal(target.prefill(at_once, PROMPT[:length]).logits, last.logits)
         assert torch.equal(at_once.buffer[:, :, :, :length], one_by_one.buffer[:, :, :, :length])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_threads_that_share_a_key_head_change_no_bit(tmp_path: Path, head_dim: int, kind: str) -> None:
+    """Up to 16 rows all threads work on each head, by keys and then by columns; beyond, each on rows of its own."""
+    save(tmp_path, head_dim)
+    target = load(tmp_path, kind)
+    threads = torch.get_num_threads()
+
+    def logits(num_threads: int, width: int) -> Tensor:
+        torch.set_num_threads(num_threads)
+        cache = target.new_cache(256)
+        target.prefill(cache, PROMPT)
+        return target.read(cache, random_tree(width, seed=width)).logits
+
+    try:
+        for width in (1, 2, 5, 16, 17, 40):
+            alone = logits(1, width)
+            assert all(torch.equal(alone, logits(n, width)) for n in (2, 3, 5))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", KINDS)
