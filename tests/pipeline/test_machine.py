@@ -23,6 +23,7 @@ TIMED_ON = {
     "multi30k": ZEN_3,
     "multi30k_cascade_lake": CASCADE_LAKE,
     "laptop": ZEN_4,
+    "laptop_avx2": ZEN_3,
     "laptop_bfloat16": ZEN_4,
     "smoke": CASCADE_LAKE,
     "image": CASCADE_LAKE,
@@ -132,4 +133,4 @@ def test_a_card_s_reference_is_called_by_the_card(name: str) -> None:
 
 
 def test_there_are_references() -> None:
-    assert len(REFERENCES) == 11
+    assert len(REFERENCES) == 12
