@@ -113,7 +113,7 @@ class Limits:
     thread_scaling: float | None = None
 
     def or_better(self, other: Limits) -> Limits:
-        """Return the better of two measurements, limit by limit."""
+        """Return the better of two measurements, limit by limit; of how threads scaled, the worse."""
         scalings = [each.thread_scaling for each in (self, other) if each.thread_scaling is not None]
         return Limits(
             max(self.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s),

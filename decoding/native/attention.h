@@ -190,13 +190,14 @@ struct Together {
     }
 
     void enter_queries() const {
+        float* memory = own_memory(queries, dim);
         each(queries, [&](const Piece<T>& piece, int64_t from, int64_t to) {
-            for (int64_t q = from; q < to; q++) enter_query(run, layer, piece, q, own_memory(queries, dim));
+            for (int64_t q = from; q < to; q++) enter_query(run, layer, piece, q, memory);
         });
     }
 
     void attend() const {
-        const int64_t blocks = (end + PANEL - 1) / PANEL, vectors = whole(dim) / LANES;
+        const int64_t blocks = Piece<T>::blocks_of(end), vectors = whole(dim) / LANES;
         float* memory = own_memory(queries, dim);
         each(blocks, [&](const Piece<T>& piece, int64_t from, int64_t to) {
             const auto [low, high] = part(piece.head, vectors);  // what this thread will sum up, all keys of it
@@ -217,7 +218,7 @@ struct Together {
     }
 };
 
-// What attention needs of the rows from ``start`` on, before it is known what the other threads write.
+// Queries that the threads will share, each entered by one of them; a barrier comes before ``attend``.
 template <class T, class E>
 void enter_queries(const Run<T, E>& run, const Layer& layer, int index, int64_t start) {
     if (Together<T, E>::suits(run, start)) Together<T, E>{run, layer, index, start}.enter_queries();

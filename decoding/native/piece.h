@@ -34,11 +34,13 @@ struct Piece {
     Piece(const Run<T, E>& run, int index, int head, int64_t first, int64_t last, int64_t end, float* memory)
         : keys(run.keys(index, head, first)), values(run.values(index, head, first)), sight(&run.sight[first]), head(head),
           first(first), before(run.length(first)), end(end), group(run.m.heads / run.m.kv_heads), dim(run.m.head_dim),
-          queries((last - first) * group), blocks((end + PANEL - 1) / PANEL), stride((blocks | 1) * PANEL), scores(memory),
+          queries((last - first) * group), blocks(blocks_of(end)), stride(stride_of(end)), scores(memory),
           query{reinterpret_cast<typename Packed<T>::Input*>(memory + queries * stride), queries, dim, ROWS} {}
 
+    static int64_t blocks_of(int64_t count) { return (count + PANEL - 1) / PANEL; }
+    static int64_t stride_of(int64_t end) { return (blocks_of(end) | 1) * PANEL; }
     static int64_t floats(int64_t queries, int64_t dim, int64_t end) {
-        return queries * (((end + PANEL - 1) / PANEL | 1) * PANEL) + (queries * dim + PANEL - 1) / PANEL * PANEL;
+        return queries * stride_of(end) + blocks_of(queries * dim) * PANEL;
     }
 
     float* scores_of(int64_t q) const { return scores + q * stride; }
