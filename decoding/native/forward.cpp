@@ -29,7 +29,7 @@ struct Forward : Run<T, W> {
     typedef Run<T, W> Base;
     using Base::m, Base::b, Base::x, Base::normal, Base::qkv, Base::input, Base::activated;
     using Base::Base, Base::packed;
-    static constexpr int64_t tall = Panel<W>::TALL;  // rows of a block that enters products
+    const int64_t tall = even<W>(b.width);  // rows of a block that enters products
 
     // Shared out by rows; in int8, where numbers of all rows enter products side by side and it takes longer, by columns,
     // so that no two threads write to the same lines of the processor's cache.
@@ -167,7 +167,7 @@ int64_t int8_place() { return PLACE; }  // of weights in int8: neighbours that l
 // y[row] = x[row] . weight + bias for ``rows`` rows of ``k`` floats, the weight in bfloat16: what a drafter computes.
 void multiply_bfloat16(const Linear* linear, const float* x, int64_t rows, int64_t k, float* scratch, float* y) {
     typedef Packed<bf16> Rows;
-    const Rows packed{reinterpret_cast<Rows::Input*>(scratch), rows, linear->k, Panel<bf16>::TALL};
+    const Rows packed{reinterpret_cast<Rows::Input*>(scratch), rows, linear->k, even<bf16>(rows)};
     for (int64_t row = 0; row < rows; row++) packed.write(row, 0, x + row * k, k);
 #pragma omp parallel
     product<bf16, Store::SET>(*linear, packed, 0, y);

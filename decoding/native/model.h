@@ -110,7 +110,7 @@ struct Run {
         return keys(layer, head, w) + m.kv_heads * b.capacity * m.head_dim;
     }
 
-    Packed<E> packed(Input* data, int64_t k) const { return {data, b.width, Packed<E>::padded(k), Panel<E>::TALL}; }
+    Packed<E> packed(Input* data, int64_t k) const { return {data, b.width, Packed<E>::padded(k), even<E>(b.width)}; }
 };
 
 inline float inverse_rms(const float* row, int64_t n, float eps) {

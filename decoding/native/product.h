@@ -70,8 +70,8 @@ inline void two_panels(const W* const (&panels)[2], const typename Panel<W>::Inp
 // y[row, n] (=, +=) from[row] . weight[n] + bias[n] for the rows from ``first_row`` on, the first of y.
 template <class W, Store HOW>
 void product(const Linear& linear, const Packed<W>& from, int64_t first_row, float* y) {
-    constexpr int64_t tall = Panel<W>::TALL, together = tall < ROWS ? 2 : 1;
-    const int64_t panels = (linear.n + PANEL - 1) / PANEL;
+    constexpr int64_t together = Panel<W>::TALL < ROWS ? 2 : 1;
+    const int64_t tall = from.tall, panels = (linear.n + PANEL - 1) / PANEL;
     const int64_t start = first_row / tall * tall;
     const auto [first, last] = share((panels + together - 1) / together);
     Floats sums[2 * ROWS * PARTS];

@@ -73,7 +73,7 @@ struct Slots {
     float *x, *wide, *next;  // [K, d], and room for [K, 2 d] each
     typename Rows::Input* entering;
 
-    Rows packed(int64_t rows, int64_t k) const { return {entering, rows, Rows::padded(k), Panel<W>::TALL}; }
+    Rows packed(int64_t rows, int64_t k) const { return {entering, rows, Rows::padded(k), even<W>(rows)}; }
 
     // Run by the first thread alone, between two barriers.
     template <class F>

@@ -74,26 +74,32 @@ struct Addition {
 template <class S, int Q, int N>
 inline void add_lanes(const Addition& of, int64_t at) {
     Floats sum[Q][N];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int q = 0; q < Q; q++)
 #pragma GCC unroll 4
         for (int n = 0; n < N; n++) sum[q][n] = load<Floats>(of.sums + q * of.wide + at + n * LANES);
     const float *values = of.values + at, *scores = of.scores;
     const int64_t apart = of.apart, stride = of.stride;
-    for (int64_t j = 0; j < of.count; j++)
+    for (int64_t j = 0; j < of.count; j++) {
+        typename S::Lanes lanes[N];
 #pragma GCC unroll 4
         for (int n = 0; n < N; n++) {
-            const auto* words = reinterpret_cast<const typename S::Number*>(values + j * apart + n * LANES);
-            const typename S::Lanes lanes = S::template lanes<0>(words);
-#pragma GCC unroll 4
-            for (int q = 0; q < Q; q++)
-                sum[q][n] = S::add(sum[q][n], lanes, reinterpret_cast<const typename S::Input*>(scores + q * stride + j));
+            lanes[n] = S::template lanes<0>(reinterpret_cast<const typename S::Number*>(values + j * apart + n * LANES));
+            hold(lanes[n]);
         }
+#pragma GCC unroll 8
+        for (int q = 0; q < Q; q++)
 #pragma GCC unroll 4
+            for (int n = 0; n < N; n++)
+                sum[q][n] = S::add(sum[q][n], lanes[n], reinterpret_cast<const typename S::Input*>(scores + q * stride + j));
+    }
+#pragma GCC unroll 8
     for (int q = 0; q < Q; q++)
 #pragma GCC unroll 4
         for (int n = 0; n < N; n++) std::memcpy(of.sums + q * of.wide + at + n * LANES, &sum[q][n], sizeof(Floats));
 }
+
+constexpr int TOGETHER = LANES == 8 ? 6 : 4;  // queries whose sums of N vectors registers hold, beside the N and one score
 
 template <class S, int Q>
 void add_weighted(int64_t queries, const Addition& of) {
@@ -127,11 +133,11 @@ void add_values(const Piece<T>& piece, int64_t from, int64_t to, float* block, f
         if (!as_they_are)
             lay_out_values<KEYS>(rows + at * piece.dim, piece.dim, std::min<int64_t>(VALUES, most - at), columns, wide, block);
         const auto words = [&](int64_t q) { return (std::clamp<int64_t>(piece.leading(q) - at, 0, VALUES) + KEYS - 1) / KEYS; };
-        for (int64_t q = 0; q < piece.queries;) {  // up to four queries to each value that is loaded
+        for (int64_t q = 0; q < piece.queries;) {  // up to TOGETHER queries to each value that is loaded
             const int64_t here = words(q);
             int64_t alike = 1;
-            while (alike < 4 && q + alike < piece.queries && words(q + alike) == here) alike++;
-            add_weighted<S, 4>(alike, addition(q, at, at / KEYS, here));
+            while (alike < TOGETHER && q + alike < piece.queries && words(q + alike) == here) alike++;
+            add_weighted<S, TOGETHER>(alike, addition(q, at, at / KEYS, here));
             q += alike;
         }
     }
