@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from decoding.pages import zeros
+
 
 def additive(visible: Bool[Tensor, "*b"], dtype: torch.dtype) -> Float[Tensor, "*b"]:
     """Return what attention adds to its scores: 0 where something is visible, -inf where not."""
@@ -60,7 +62,9 @@ class KVCache:
         shape = (2, num_kv_heads, capacity, head_dim)
         # Zeros, not empty: a masked row still enters attention with weight 0, and 0 x NaN is NaN.
         self.buffers = [
-            torch.zeros(len(list(run)), *shape, dtype=dtype, device=place)
+            zeros(len(list(run)), *shape, dtype=dtype)
+            if place.type == "cpu"
+            else torch.zeros(len(list(run)), *shape, dtype=dtype, device=place)
             for place, run in groupby(places or [device] * num_layers)
         ]
         self._cut_in_layers()

