@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 from decoding.cache import KVCache
 from decoding.llama import LlamaWeights, head_dim_of, rotary_tables
 from decoding.native.build import BuildError, attempt, load_library
-from decoding.native.layers import PANEL, FloatCopies, Int8Linear, Linear, move_to_large_pages
+from decoding.native.layers import PANEL, FloatCopies, Int8Linear, Linear
 
 
 class _Layer(Structure):
@@ -97,9 +97,6 @@ class NativeEngine:
         is_float32 = weights.embedding.dtype == torch.float32
         name = "int8" if isinstance(weights.head, Int8Linear) else "float32" if is_float32 else "bfloat16"
         self._forward = getattr(self._library, f"forward_{name}")
-        # In the order in which they are read.
-        linears = [x for each in weights.layers for x in (each.query_key_value, each.output, each.gate_up, each.down)]
-        move_to_large_pages([*linears, weights.head])  # type: ignore[list-item]
         self._copies = FloatCopies()
         cosine, sine = rotary_tables(weights.config, torch.float32, weights.embedding.device)
         layers = (_Layer * len(weights.layers))(*map(self._layer, weights.layers))

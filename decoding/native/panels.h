@@ -107,12 +107,12 @@ struct Panel {
     }
 };
 
-// Rows of a block where ``rows`` rows take a panel: blocks as even as can be. The few sums of a low one wait for each other,
-// so that six rows and then two take as long as ten in even blocks would.
+// Rows of a block where ``rows`` rows take a panel: no more blocks than must be, and none much lower than the others. The
+// few sums of a low one wait for each other, so that six rows and then two take as long as ten in two blocks of five.
 template <class W>
 inline int64_t even(int64_t rows) {
-    const int64_t blocks = (rows + Panel<W>::TALL - 1) / Panel<W>::TALL;
-    return (rows + blocks - 1) / blocks;
+    const int64_t blocks = std::max<int64_t>(1, (rows + Panel<W>::TALL - 1) / Panel<W>::TALL);
+    return std::max<int64_t>(1, (rows + blocks - 1) / blocks);
 }
 
 template <class W, int P, int R = ROWS>

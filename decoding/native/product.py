@@ -18,7 +18,7 @@ from torch import Tensor
 
 from decoding.native.build import load_library
 from decoding.native.engine import can_sum
-from decoding.native.layers import NativeLinear, move_to_large_pages
+from decoding.native.layers import NativeLinear
 
 
 def can_multiply(device: torch.device) -> bool:
@@ -31,7 +31,6 @@ class NativeProduct(NativeLinear):
 
     def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None = None) -> None:
         super().__init__(weight.detach().bfloat16(), bias)
-        move_to_large_pages([self])
         self._multiply = load_library().multiply_bfloat16
         self._layer = self.whole()
         self._scratch = torch.empty(0)

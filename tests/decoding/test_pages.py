@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import mmap
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from decoding.native import NativeLinear
-from decoding.native.layers import move_to_large_pages
-from decoding.pages import LARGE, zeros
+from decoding.pages import LARGE, STRETCH, Stretches, zeros
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -45,10 +45,8 @@ def test_they_are_zeros_of_their_shape_and_can_be_written(shape: tuple[int, ...]
 def test_they_are_in_large_pages() -> None:
     memory = zeros(3 * LARGE, dtype=torch.uint8).fill_(1)
     assert memory.data_ptr() % LARGE == 0
-    held = kilobytes_in_large_pages(memory.data_ptr())
-    if held == 0:
-        pytest.skip("no large page is free")
-    assert held >= 2 * LARGE // 1024
+    if kilobytes_in_large_pages(memory.data_ptr()) < LARGE // 1024:
+        pytest.skip("the system has no large page left")
 
 
 def test_without_them_the_memory_is_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,19 +64,42 @@ def test_a_part_of_it_outlives_the_whole() -> None:
     assert [int(other[5]) for other in others] == [0, 1, 2]
 
 
-def test_weights_lie_side_by_side_and_say_what_they_said() -> None:
+def test_what_is_kept_lies_side_by_side_and_as_it_was() -> None:
     torch.manual_seed(0)
-    layers = [
-        NativeLinear(torch.randn(48, 1700)),
-        NativeLinear(torch.randn(33, 1701).bfloat16()),
-        NativeLinear(torch.randn(900, 700)),
-    ]
-    before = [layer.weight.clone() for layer in layers]
-    move_to_large_pages(layers)
-    for layer, weight in zip(layers, before, strict=True):
-        assert torch.equal(layer.weight, weight)
-        assert layer.whole().weight == layer.weight.data_ptr()
-        assert layer.weight.data_ptr() % 64 == 0
-    starts = [layer.weight.data_ptr() for layer in layers]
-    ends = [layer.weight.data_ptr() + layer.weight.nbytes for layer in layers]
+    stretches = Stretches()
+    tensors = [torch.randn(48, 17), torch.randn(33, 5).bfloat16(), torch.randint(0, 9, (7,)).byte(), torch.randn(0, 3)]
+    kept = [stretches.keep(tensor) for tensor in (*tensors, tensors[0])]
+    for copy, tensor in zip(kept, (*tensors, tensors[0]), strict=True):
+        assert copy.dtype == tensor.dtype
+        assert torch.equal(copy, tensor)
+        assert copy.data_ptr() != tensor.data_ptr() or not tensor.numel()
+    starts = [copy.data_ptr() for copy in kept if copy.numel()]
+    ends = [copy.data_ptr() + copy.nbytes for copy in kept if copy.numel()]
+    assert all(start % 64 == 0 for start in starts)
     assert all(0 <= start - end < 64 for start, end in zip(starts[1:], ends, strict=False))
+
+
+def test_where_a_stretch_has_too_little_left_another_begins() -> None:
+    stretches = Stretches()
+    small, large = torch.full((5,), 1.0), torch.full((STRETCH // 4 - 8,), 2.0)
+    first, second, third, fourth = (stretches.keep(tensor) for tensor in (small, large, large, small))
+    assert (first == 1).all()
+    assert (second == 2).all()
+    assert (third == 2).all()
+    assert torch.equal(fourth, small)
+    larger = torch.arange(STRETCH // 4 + 1)
+    assert torch.equal(stretches.keep(larger), larger)
+
+
+def test_threads_are_given_memory_of_their_own() -> None:
+    stretches = Stretches()
+    tensors = [torch.full((4000,), float(k)) for k in range(200)]
+    with ThreadPoolExecutor(4) as threads:
+        kept = list(threads.map(stretches.keep, tensors))
+    assert all(map(torch.equal, kept, tensors))
+
+
+def test_a_layer_of_the_compiled_code_says_where_it_was_kept() -> None:
+    layer = NativeLinear(torch.randn(48, 17))
+    assert layer.whole().weight == layer.weight.data_ptr()
+    assert layer.weight.data_ptr() % 64 == 0

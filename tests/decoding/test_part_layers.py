@@ -15,7 +15,7 @@ needs_library = pytest.mark.skipif(not can_multiply(CPU), reason="no compiled li
 
 
 @needs_library
-@pytest.mark.parametrize("rows", [1, 4, 16, 17, 40])
+@pytest.mark.parametrize("rows", [0, 1, 4, 7, 16, 17, 40])
 @pytest.mark.parametrize(("inner", "outer"), [(1, 1), (33, 17), (64, 50), (96, 200)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_the_product_is_that_of_what_was_rounded(rows: int, inner: int, outer: int, with_bias: bool) -> None:
