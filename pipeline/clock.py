@@ -128,9 +128,10 @@ def measure_limits(device: torch.device, dtype: torch.dtype, trials: int = 5) ->
 
     Of each the best trial counts.
 
-    What is read is summed up: by the compiled engine's own loop where there is one, which leaves more of memory's speed
-    than torch's product of matrix and vector does; on other machines by that product; on a GPU by the faster of it and
-    torch's sum, many queued at once, so that the time of starting them does not count.
+    What is read lies in large pages on a processor, as the engine's weights do, and is summed up: by the compiled
+    engine's own loop where there is one, which leaves more of memory's speed than torch's product of matrix and vector
+    does; on other machines by that product; on a GPU by the faster of it and torch's sum, many queued at once, so that
+    the time of starting them does not count.
     """
     side, queued = (8192, 20) if device.type == "cuda" else (2048, 1)
     bandwidth = _bandwidth(device, side, queued, trials)  # apart, so that what it read is freed
@@ -162,7 +163,6 @@ def _thread_scaling(device: torch.device, trials: int) -> float | None:
 
 def _bandwidth(device: torch.device, side: int, queued: int, trials: int) -> float:
     shape = (READ_BYTES // (4 * side), side)
-    # In large pages, as the engine's weights are.
     data = zeros(*shape, dtype=torch.float32).fill_(1) if device.type == "cpu" else torch.ones(shape, device=device)
     if device.type == "cpu" and can_sum():
         return data.nbytes / _best_s(lambda: sum_of(data), device, queued, trials)

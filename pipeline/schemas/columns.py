@@ -223,7 +223,12 @@ COLUMNS: dict[str, pa.Column] = {
     "cache_bytes": whole(
         "bytes", "our engine's key-value cache, preallocated for the cell's longest prompt; empty for peers", ge=0
     ),
-    "bandwidth_bytes_per_s": real("bytes/s", "measured memory bandwidth, the limit that `mbu` refers to", gt=0.0),
+    "bandwidth_bytes_per_s": real(
+        "bytes/s",
+        "measured memory bandwidth, the limit that `mbu` refers to: in large pages where the system gives them, as the "
+        "engine's weights lie (older tables: in small ones)",
+        gt=0.0,
+    ),
     "flops_per_s": real(
         "operations/s",
         "measured speed of matrix products in the dtype, or float32 if the CPU lacks it: what `mfu` refers to",
