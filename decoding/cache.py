@@ -62,9 +62,7 @@ class KVCache:
         shape = (2, num_kv_heads, capacity, head_dim)
         # Zeros, not empty: a masked row still enters attention with weight 0, and 0 x NaN is NaN.
         self.buffers = [
-            zeros(len(list(run)), *shape, dtype=dtype)
-            if place.type == "cpu"
-            else torch.zeros(len(list(run)), *shape, dtype=dtype, device=place)
+            zeros(len(list(run)), *shape, dtype=dtype, device=place)
             for place, run in groupby(places or [device] * num_layers)
         ]
         self._cut_in_layers()

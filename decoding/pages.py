@@ -22,17 +22,18 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+CPU = torch.device("cpu")
 LARGE = 1 << 21  # bytes of a large page, on x86 and on Arm with small pages of 4 KiB
 STRETCH = 32 * LARGE  # bytes that what is kept shares; of those that nothing was written to, there is no memory
 LINE = 64  # bytes of a line of the processor's cache
 
 
-def zeros(*shape: int, dtype: torch.dtype) -> Shaped[Tensor, "*shape"]:
-    """Return zeros, in large pages where the system has them and one of them would be filled."""
+def zeros(*shape: int, dtype: torch.dtype, device: torch.device = CPU) -> Shaped[Tensor, "*shape"]:
+    """Return zeros: on a processor in large pages, where the system has them and one of them would be filled."""
     num_bytes = prod(shape) * dtype.itemsize
-    memory = _map(num_bytes + LARGE) if num_bytes >= LARGE else None
+    memory = _map(num_bytes + LARGE) if device.type == "cpu" and num_bytes >= LARGE else None
     if memory is None:
-        return torch.zeros(shape, dtype=dtype, device="cpu")
+        return torch.zeros(shape, dtype=dtype, device=device)
     everything = torch.frombuffer(memory, dtype=torch.uint8)
     first = -everything.data_ptr() % LARGE
     return everything[first : first + num_bytes].view(dtype).view(shape)

@@ -162,8 +162,7 @@ def _thread_scaling(device: torch.device, trials: int) -> float | None:
 
 
 def _bandwidth(device: torch.device, side: int, queued: int, trials: int) -> float:
-    shape = (READ_BYTES // (4 * side), side)
-    data = zeros(*shape, dtype=torch.float32).fill_(1) if device.type == "cpu" else torch.ones(shape, device=device)
+    data = zeros(READ_BYTES // (4 * side), side, dtype=torch.float32, device=device).fill_(1)
     if device.type == "cpu" and can_sum():
         return data.nbytes / _best_s(lambda: sum_of(data), device, queued, trials)
     seconds = _best_s(lambda: data.matmul(data[0]), device, queued, trials)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline import clock
 from pipeline.clock import MemoryMeter, machine_lock, measure_limits, quiet
 
 CPU = torch.device("cpu")
@@ -104,6 +105,16 @@ def test_two_threads_are_compared_with_one_and_stay_two() -> None:
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)
         assert measure_limits(CPU, torch.float32, trials=2).thread_scaling is None
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_that_halve_the_time_scale_by_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "_best_s", lambda *_: 6.0 / torch.get_num_threads())
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert measure_limits(CPU, torch.float32).thread_scaling == 2.0
     finally:
         torch.set_num_threads(before)
 
